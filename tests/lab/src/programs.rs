@@ -134,9 +134,7 @@ impl Workshop {
     fn open(progress: Progress<'_>) -> Result<Self> {
         let part = Part::lock("modules", progress)?;
         let key = MODULES.iter().fold(Key::new("modules", 1), |key, module| module.add_to(key)).finish();
-        let modules = part.make_folder(&key, |folder| {
-            MODULES.iter().try_for_each(|module| module.write(folder))
-        })?;
+        let modules = part.make_folder(&key, |folder| MODULES.iter().try_for_each(|module| module.write(folder)))?;
         let go = Go::find(&modules)?;
         Ok(Self { modules, go })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -21,32 +21,26 @@ const TAIL: usize = 25;
 
 enum Event {
     Line(String),
-    Ended(std::io::Result<ExitStatus>),
+    Ended(io::Result<ExitStatus>),
 }
 
 /// Runs `command` to its end. `what` names the work in progress lines and errors; all output goes to `log`.
 pub(crate) fn run(mut command: Command, what: &str, log: &Path, progress: Progress<'_>) -> Result<()> {
     let started = Instant::now();
     let mut log_file = fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("{what}: starting {}", command.get_program().to_string_lossy()))?;
+    // One pipe for both streams keeps their lines in order.
+    let (output, input) = io::pipe().context("making a pipe")?;
+    let errors = input.try_clone().context("making a pipe")?;
+    command.stdin(Stdio::null()).stdout(input).stderr(errors);
+    let mut child =
+        command.spawn().with_context(|| format!("{what}: starting {}", command.get_program().to_string_lossy()))?;
+    // It holds our copies of the pipe's writing end, and would keep the reader waiting.
+    drop(command);
     let (events, inbox) = mpsc::channel();
-    let mut readers = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        readers.push(read_lines(stdout, events.clone()));
-    }
-    if let Some(stderr) = child.stderr.take() {
-        readers.push(read_lines(stderr, events.clone()));
-    }
+    let reader = read_lines(output, events.clone());
     thread::spawn(move || {
         let status = child.wait();
-        for reader in readers {
-            let _ended = reader.join();
-        }
+        let _ended = reader.join();
         // Nobody listens any more when `run` has failed already.
         let _unheard = events.send(Event::Ended(status));
     });

@@ -57,8 +57,7 @@ pub(super) fn check_c() -> Result<()> {
         ("pkg-config", "pkg-config", &["--version"], "pkg-config"),
         ("the headers of libseccomp", "pkg-config", &["--exists", "libseccomp"], "libseccomp-dev"),
     ];
-    let missing: Vec<_> =
-        wanted.iter().filter(|(_, command, arguments, _)| !succeeds(command, arguments)).collect();
+    let missing: Vec<_> = wanted.iter().filter(|(_, command, arguments, _)| !succeeds(command, arguments)).collect();
     if missing.is_empty() {
         return Ok(());
     }

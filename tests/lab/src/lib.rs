@@ -19,6 +19,7 @@
 //! find and remove it. The machine's own network namespace gets nothing.
 
 pub mod api;
+pub mod cache;
 pub mod cgroup;
 mod control_plane;
 mod diagnose;
@@ -39,6 +40,7 @@ mod pki;
 mod place;
 pub mod programs;
 mod progress;
+pub mod rootfs;
 pub mod run;
 mod sctp;
 mod shared;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use steelyard_lab::{Datapath, Failure, Lab, LabName, Layout, Options, Place, Progress, images, programs};
+use steelyard_lab::{Conformance, Datapath, Failure, Lab, LabName, Layout, Options, Place, Progress, images, programs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -115,6 +115,23 @@ enum Sub {
         #[arg(long, default_value_t = 50)]
         lines: usize,
     },
+    /// Run specs of the upstream e2e suite against the lab, as the remote client.
+    ///
+    /// From then on the remote client has routes to pods. The suite is built the first time, which takes minutes.
+    Conformance {
+        /// Regular expression of the names to run.
+        #[arg(long, default_value = r"\[sig-network\] Services should be able to create a functioning NodePort service")]
+        focus: String,
+        /// Regular expression of the names to leave out.
+        #[arg(long)]
+        skip: Option<String>,
+        /// Label filter, as in: sig-network && !Slow
+        #[arg(long)]
+        labels: Option<String>,
+        /// How many processes; each takes 280 MB.
+        #[arg(long, default_value_t = 4)]
+        procs: u8,
+    },
     /// Build the programs and images of the cluster, so that `up` need not.
     Build,
     /// Make our container image and print where its archive is.
@@ -157,6 +174,12 @@ impl Cli {
                 Lab::attach(name)?.load(&binary)?;
             }
             Sub::Logs { names, lines } => report::logs(&Layout::from_env(name)?, &names, lines)?,
+            Sub::Conformance { focus, skip, labels, procs } => {
+                let what = Conformance { focus, skip, labels, procs };
+                if !Lab::attach(name)?.run_conformance(&what, &Progress::new())? {
+                    return Ok(ExitCode::FAILURE);
+                }
+            }
             Sub::Build => {
                 let progress = Progress::new();
                 let mut say = |text: &str| progress.say(text);

@@ -21,6 +21,7 @@
 pub mod api;
 pub mod cache;
 pub mod cgroup;
+mod conformance;
 mod control_plane;
 mod diagnose;
 mod failure;
@@ -46,6 +47,7 @@ mod sctp;
 mod shared;
 mod wait;
 
+pub use conformance::Conformance;
 pub use diagnose::DiagnoseOnPanic;
 pub use failure::Failure;
 pub use http::Response;

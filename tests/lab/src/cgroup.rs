@@ -32,15 +32,17 @@ pub struct Hierarchies {
 impl Hierarchies {
     /// Read the mount table.
     pub fn detect() -> Result<Self> {
-        let found = Self::parse(&fs::read_to_string("/proc/self/mountinfo").context("failed to read the mount table")?);
+        let found = Self::from_mountinfo(
+            &fs::read_to_string("/proc/self/mountinfo").context("failed to read the mount table")?,
+        );
         if found.v1.is_empty() && found.v2.is_none() {
             bail!("no cgroup hierarchy is mounted; mount cgroup2 on /sys/fs/cgroup");
         }
         Ok(found)
     }
 
-    /// Lines of proc(5) mountinfo: `36 35 98:0 /root /mount/point rw - type source super,options`.
-    fn parse(mountinfo: &str) -> Self {
+    /// From lines of proc(5) mountinfo: `36 35 98:0 /root /mount/point rw - type source super,options`.
+    pub fn from_mountinfo(mountinfo: &str) -> Self {
         let mut found = Self { v1: Vec::new(), v2: None };
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
@@ -49,8 +51,11 @@ impl Hierarchies {
             match (right.next(), right.nth(1)) {
                 (Some("cgroup2"), _) if found.v2.is_none() => found.v2 = Some(point),
                 (Some("cgroup"), Some(options)) => {
-                    let controllers: BTreeSet<String> =
-                        options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr")).map(str::to_owned).collect();
+                    let controllers: BTreeSet<String> = options
+                        .split(',')
+                        .filter(|o| !matches!(*o, "rw" | "ro" | "xattr"))
+                        .map(str::to_owned)
+                        .collect();
                     if !found.v1.iter().any(|(_, known)| *known == controllers) {
                         found.v1.push((point, controllers));
                     }
@@ -103,9 +108,15 @@ impl Hierarchies {
 
     /// Put the calling process into a machine's `system` folder.
     pub fn join(&self, cgroup: &str) -> Result<()> {
+        // 0 is whoever writes it.
+        self.put(cgroup, 0)
+    }
+
+    /// Put a process into a machine's `system` folder.
+    pub fn put(&self, cgroup: &str, pid: i32) -> Result<()> {
         for root in self.roots() {
             let procs = root.join(cgroup).join(SYSTEM).join("cgroup.procs");
-            fs::write(&procs, "0").with_context(|| format!("failed to join {}", procs.display()))?;
+            fs::write(&procs, pid.to_string()).with_context(|| format!("failed to enter {}", procs.display()))?;
         }
         Ok(())
     }
@@ -137,7 +148,8 @@ impl Hierarchies {
 
     fn set_frozen(&self, cgroup: &str, frozen: bool) -> Result<()> {
         let (file, freeze, thaw) = self.freezer(cgroup).context("no cgroup hierarchy here can freeze processes")?;
-        fs::write(&file, if frozen { freeze } else { thaw }).with_context(|| format!("failed to write {}", file.display()))
+        fs::write(&file, if frozen { freeze } else { thaw })
+            .with_context(|| format!("failed to write {}", file.display()))
     }
 
     /// Processes anywhere below `cgroup`, in any hierarchy.
@@ -183,7 +195,8 @@ impl Hierarchies {
 
     /// Folders of a pod (named after its UID) below a machine's cgroup.
     pub(crate) fn pod_processes(&self, cgroup: &str, uid: &str) -> BTreeSet<i32> {
-        let pod = self.folders(cgroup).into_iter().filter(|f| f.file_name().is_some_and(|n| n == &*format!("pod{uid}")));
+        let pod =
+            self.folders(cgroup).into_iter().filter(|f| f.file_name().is_some_and(|n| n == &*format!("pod{uid}")));
         let roots: Vec<PathBuf> = self.roots().map(Path::to_owned).collect();
         let mut found = BTreeSet::new();
         for folder in pod {
@@ -256,7 +269,7 @@ mod tests {
 
     #[test]
     fn hybrid_mounts_are_read() {
-        let found = Hierarchies::parse(
+        let found = Hierarchies::from_mountinfo(
             "30 22 0:26 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
              31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime shared:3 - cgroup cgroup rw,cpu,cpuacct\n\
              32 30 0:27 / /elsewhere rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
@@ -270,7 +283,8 @@ mod tests {
 
     #[test]
     fn unified_mounts_are_read() {
-        let found = Hierarchies::parse("29 23 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n");
+        let found =
+            Hierarchies::from_mountinfo("29 23 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n");
         assert!(found.is_v2());
         assert_eq!(found.v2.as_deref(), Some(Path::new("/sys/fs/cgroup")));
     }

@@ -120,7 +120,10 @@ enum Sub {
     /// From then on the remote client has routes to pods. The suite is built the first time, which takes minutes.
     Conformance {
         /// Regular expression of the names to run.
-        #[arg(long, default_value = r"\[sig-network\] Services should be able to create a functioning NodePort service")]
+        #[arg(
+            long,
+            default_value = r"\[sig-network\] Services should be able to create a functioning NodePort service"
+        )]
         focus: String,
         /// Regular expression of the names to leave out.
         #[arg(long)]
@@ -159,7 +162,8 @@ impl Cli {
                 };
                 let progress = Progress::new();
                 let lab = Lab::start(&Options { name, nodes, datapath }, &progress)?;
-                progress.say(&format!("lab {} is up; `steelyard-lab --help` says what to do with it", lab.layout().name()));
+                progress
+                    .say(&format!("lab {} is up; `steelyard-lab --help` says what to do with it", lab.layout().name()));
             }
             Sub::Down { purge: false } => steelyard_lab::down(&Layout::from_env(name)?)?,
             Sub::Down { purge: true } => steelyard_lab::purge(&Layout::from_env(name)?)?,
@@ -187,7 +191,8 @@ impl Cli {
                 progress.say("programs and images are there");
             }
             Sub::Image => {
-                let archive = images::steelyard(&steelyard_lab::steelyard_binary(&Progress::new())?, images::STEELYARD)?;
+                let archive =
+                    images::steelyard(&steelyard_lab::steelyard_binary(&Progress::new())?, images::STEELYARD)?;
                 writeln!(std::io::stdout().lock(), "{}", archive.display())?;
             }
             Sub::Init { spec } => steelyard_lab::init::main(&spec)?,

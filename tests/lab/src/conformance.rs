@@ -70,7 +70,10 @@ impl Lab {
             lines.push_str(&format!("route replace {} via {}\n", pods_v4(n), node.ipv4()));
             lines.push_str(&format!("route replace {} via {}\n", pods_v6(n), node.ipv6()));
         }
-        run::run_with_input(Command::new("ip").args(["-n", &self.layout().netns(Member::Router), "-batch", "-"]), &lines)?;
+        run::run_with_input(
+            Command::new("ip").args(["-n", &self.layout().netns(Member::Router), "-batch", "-"]),
+            &lines,
+        )?;
         // "Host unreachable", which an unanswered ARP request also gives, counts as an answer to UDP.
         let rules = "table inet no-unreachables
             delete table inet no-unreachables

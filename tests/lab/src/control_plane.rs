@@ -8,7 +8,7 @@ use crate::init::{Condition, Program, Spec};
 use crate::layout::{API_PORT, Layout, Member, POD_RANGES, SERVICE_RANGES};
 
 /// What it runs; `bin` holds the programs.
-pub fn spec(layout: &Layout, bin: &Path) -> Result<Spec> {
+pub(crate) fn spec(layout: &Layout, bin: &Path) -> Result<Spec> {
     let pki = layout.pki();
     let file = |name: &str| pki.join(name).display().to_string();
     let program = |name: &str| bin.join(name).display().to_string();

@@ -52,8 +52,12 @@ impl Lab {
     /// The last lines of every log of a machine.
     pub fn log_tails(&self, member: Member, lines: usize) -> String {
         let mut text = String::new();
-        let mut logs: Vec<_> =
-            fs::read_dir(self.layout().machine_logs(member)).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        let mut logs: Vec<_> = fs::read_dir(self.layout().machine_logs(member))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .collect();
         logs.sort();
         for log in logs {
             let name = log.file_stem().unwrap_or_default().to_string_lossy().into_owned();

@@ -100,7 +100,11 @@ impl Lab {
     fn node(&self, name: &str) -> Result<Member> {
         match name.parse() {
             Ok(node @ Member::Node(n)) if n <= self.record().nodes => Ok(node),
-            _ => bail!("{name:?} is no node of lab {}, which has node1 to node{}", self.layout().name(), self.record().nodes),
+            _ => bail!(
+                "{name:?} is no node of lab {}, which has node1 to node{}",
+                self.layout().name(),
+                self.record().nodes
+            ),
         }
     }
 }

@@ -118,7 +118,8 @@ mod tests {
     fn answers_are_read() {
         let plain = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: b\r\n\r\nhi").unwrap();
         assert_eq!((plain.status, plain.body.as_str(), plain.header("x-a")), (200, "hi", Some("b")));
-        let chunked = parse(b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n").unwrap();
+        let chunked =
+            parse(b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n").unwrap();
         assert_eq!((chunked.status, chunked.body.as_str()), (404, "hi!"));
         assert!(parse(b"garbage").is_err());
     }

@@ -133,7 +133,8 @@ fn set_up_mounts(spec: &Spec) -> Result<()> {
     let apply = |what: &str, source: Option<&Path>, target: &Path, kind: Option<&str>, flags: MsFlags| {
         mount(source, target, kind, flags, none).with_context(|| format!("failed to {what} {}", target.display()))
     };
-    let bind = |source: &Path, target: &Path| apply("bind to", Some(source), target, None, MsFlags::MS_BIND | MsFlags::MS_REC);
+    let bind =
+        |source: &Path, target: &Path| apply("bind to", Some(source), target, None, MsFlags::MS_BIND | MsFlags::MS_REC);
     let root = Path::new("/");
     apply("make private", None, root, None, MsFlags::MS_PRIVATE | MsFlags::MS_REC)?;
     apply("mount", Some(Path::new("proc")), Path::new("/proc"), Some("proc"), MsFlags::empty())?;
@@ -191,7 +192,8 @@ fn supervise(spec: &Spec) -> Result<()> {
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     let now = Instant::now();
-    let mut states: BTreeMap<&str, State> = spec.programs.iter().map(|p| (p.name.as_str(), State::Waits(now))).collect();
+    let mut states: BTreeMap<&str, State> =
+        spec.programs.iter().map(|p| (p.name.as_str(), State::Waits(now))).collect();
     loop {
         while signals.read_signal()?.is_some() {}
         reap(spec, &mut states);
@@ -229,7 +231,8 @@ fn reap<'a>(spec: &'a Spec, states: &mut BTreeMap<&'a str, State>) {
             Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, signal.to_string(), false),
             _ => return,
         };
-        let Some(program) = spec.programs.iter().find(|p| states.get(p.name.as_str()) == Some(&State::Runs(pid))) else {
+        let Some(program) = spec.programs.iter().find(|p| states.get(p.name.as_str()) == Some(&State::Runs(pid)))
+        else {
             continue;
         };
         say(&format!("{} ended: {ending}", program.name));

@@ -1,25 +1,18 @@
-//! The lab as a whole: bring it up, attach to it, take it down.
+//! A lab that is up: what it is, and its API server.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use kube::Client;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Api;
-use crate::cgroup::{self, Hierarchies};
-use crate::install::steelyard_binary;
-use crate::layout::{LabName, Layout, MOST_NODES, Member, refuse_masked};
-use crate::node::NodePlan;
-use crate::progress::Progress;
+use crate::down::down;
+use crate::layout::{LabName, Layout, Member};
 use crate::shared::Guardian;
-use crate::wait::wait;
-use crate::{control_plane, images, machine, manifests, netns, network, node, pki, programs};
+use crate::{machine, netns};
 
 /// What a lab is to be.
 #[derive(Debug, Clone)]
@@ -78,33 +71,6 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Bring a lab up; what a crashed run of that name left is cleaned first.
-    ///
-    /// # Errors
-    /// If one of that name is up, or something fails; then all is taken down again.
-    pub fn start(options: &Options, progress: &Progress) -> Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            bail!("the lab makes network namespaces and mounts: run it as root");
-        }
-        if !(1..=MOST_NODES).contains(&options.nodes) {
-            bail!("a lab has 1 to {MOST_NODES} nodes, not {}", options.nodes);
-        }
-        let layout = Layout::from_env(options.name.clone())?;
-        let lock = Lock::take(&layout)?;
-        if Record::read(&layout).is_ok_and(|record| record.complete) && machine::pid(&layout, Member::Control).is_some() {
-            bail!("lab {} is up already; `steelyard-lab down --name {0}` takes it down", layout.name());
-        }
-        if take_down(&layout)? {
-            progress.say("cleaned what a crashed run had left");
-        }
-        let lab = Self::bring_up(layout.clone(), options, progress);
-        if lab.is_err() {
-            take_down(&layout).ok();
-        }
-        drop(lock);
-        lab
-    }
-
     /// Attach to a lab that is up.
     ///
     /// # Errors
@@ -113,55 +79,17 @@ impl Lab {
         let layout = Layout::from_env(name)?;
         let up = Record::read(&layout).ok().filter(|_| machine::pid(&layout, Member::Control).is_some());
         let record = up.with_context(|| format!("lab {} is not up; `steelyard-lab up` starts it", layout.name()))?;
-        Ok(Self { layout, record, api: OnceLock::new(), guardian: None })
+        Ok(Self::new(layout, record))
     }
 
-    fn bring_up(layout: Layout, options: &Options, progress: &Progress) -> Result<Self> {
-        let mut say = |text: &str| progress.say(text);
-        let programs = programs::ensure(&mut say)?;
-        let bin = fs::canonicalize(&programs.bin)?;
-        refuse_masked("the folder of programs", &bin)?;
-        let images = images::ensure(&programs, &mut say)?;
-        let images = images.iter().map(fs::canonicalize).collect::<std::io::Result<Vec<_>>>()?;
-        for image in &images {
-            refuse_masked("the image archive", image)?;
-        }
-        progress.say("programs and images are there");
+    /// The value for a lab whose machines were started.
+    pub(crate) fn new(layout: Layout, record: Record) -> Self {
+        Self { layout, record, api: OnceLock::new(), guardian: None }
+    }
 
-        remove_folder(&layout.logs())?;
-        let mut record = Record { nodes: options.nodes, datapath: options.datapath, bin: bin.clone(), complete: false };
-        record.write(&layout)?;
-        pki::write(&layout, options.nodes)?;
-        network::create(&layout, options.nodes)?;
-        progress.say("network is there");
-
-        machine::start(&layout, Member::Control, &control_plane::spec(&layout, &bin)?)?;
-        let gate = layout.state().join("nodes-may-register");
-        let kube_proxy = options.datapath == Datapath::KubeProxy;
-        let plan = NodePlan { bin: &bin, images: &images, kube_proxy, gate: gate.clone() };
-        for n in 1..=options.nodes {
-            machine::start(&layout, Member::Node(n), &node::spec(&layout, n, &plan)?)?;
-        }
-        progress.say(&format!("control plane and {} nodes started", options.nodes));
-
-        let lab = Self { layout, record: record.clone(), api: OnceLock::new(), guardian: None };
-        lab.wait_for_api()?;
-        progress.say("API server is ready");
-        lab.apply(&manifests::nodes(options.nodes))?;
-        fs::write(&gate, "")?;
-        lab.apply(&manifests::coredns())?;
-        lab.wait_for_nodes(progress)?;
-        if options.datapath == Datapath::Steelyard {
-            lab.install_steelyard(&steelyard_binary(progress)?, &[])?;
-            progress.say("Steelyard is installed");
-        }
-        if options.datapath != Datapath::None {
-            lab.wait_for_dns()?;
-            progress.say("CoreDNS is ready");
-        }
-        record.complete = true;
-        record.write(&lab.layout)?;
-        Ok(Self { record, ..lab })
+    pub(crate) fn set_complete(&mut self) -> Result<()> {
+        self.record.complete = true;
+        self.record.write(&self.layout)
     }
 
     pub(crate) fn set_guardian(&mut self, guardian: Guardian) {
@@ -216,64 +144,17 @@ impl Lab {
     pub fn get_raw(&self, path: &str) -> Result<serde_json::Value> {
         let client = self.client()?;
         let path = path.to_owned();
-        self.block_on(async move {
-            Ok(client.request::<serde_json::Value>(get(&path)?).await?)
-        })?
+        self.block_on(async move { Ok(client.request::<serde_json::Value>(get(&path)?).await?) })?
     }
 
     /// Take it down: nothing is left but logs.
     pub fn down(self) -> Result<()> {
         down(&self.layout)
     }
-
-    fn wait_for_api(&self) -> Result<()> {
-        let path = self.layout.machine_logs(Member::Control);
-        wait("the API server to be ready", Duration::from_secs(60), || {
-            let client = self.client()?;
-            let ready = self.block_on(async move { client.request_text(get("/readyz")?).await.map_err(anyhow::Error::from) })??;
-            Ok((ready == "ok").then_some(()))
-        })
-        .with_context(|| format!("logs are in {}", path.display()))
-    }
-
-    fn wait_for_nodes(&self, progress: &Progress) -> Result<()> {
-        let mut told = Vec::new();
-        wait("all nodes to be Ready", Duration::from_secs(120), || {
-            let list = self.get_raw("/api/v1/nodes")?;
-            let nodes = list.get("items").and_then(|items| items.as_array()).cloned().unwrap_or_default();
-            for node in nodes.iter().filter(|node| is_ready(node)) {
-                let name = node.pointer("/metadata/name").and_then(|name| name.as_str()).unwrap_or_default().to_owned();
-                if !told.contains(&name) {
-                    progress.say(&format!("{name} is Ready"));
-                    told.push(name);
-                }
-            }
-            let missing: Vec<_> = self.nodes().map(|n| n.to_string()).filter(|name| !told.contains(name)).collect();
-            if missing.is_empty() { Ok(Some(())) } else { Err(anyhow!("not Ready: {}", missing.join(", "))) }
-        })
-        .with_context(|| format!("logs are in {}", self.layout.logs().display()))
-    }
-
-    /// Wait until CoreDNS answers: somebody must forward Service traffic for that.
-    pub fn wait_for_dns(&self) -> Result<()> {
-        wait("CoreDNS to be ready", Duration::from_secs(120), || {
-            let deployment = self.get_raw("/apis/apps/v1/namespaces/kube-system/deployments/coredns")?;
-            let ready = deployment.pointer("/status/readyReplicas").and_then(serde_json::Value::as_u64);
-            Ok((ready == deployment.pointer("/spec/replicas").and_then(serde_json::Value::as_u64)).then_some(()))
-        })
-    }
 }
 
-fn get(path: &str) -> Result<http::Request<Vec<u8>>> {
+pub(crate) fn get(path: &str) -> Result<http::Request<Vec<u8>>> {
     Ok(http::Request::get(path).body(Vec::new())?)
-}
-
-/// Whether the condition `Ready` of a node or pod is true.
-pub(crate) fn is_ready(object: &serde_json::Value) -> bool {
-    let conditions = object.pointer("/status/conditions").and_then(|conditions| conditions.as_array());
-    conditions.into_iter().flatten().any(|condition| {
-        condition.get("type").is_some_and(|kind| kind == "Ready") && condition.get("status").is_some_and(|s| s == "True")
-    })
 }
 
 impl Record {
@@ -282,128 +163,11 @@ impl Record {
         Ok(serde_json::from_slice(&fs::read(layout.record())?)?)
     }
 
-    fn write(&self, layout: &Layout) -> Result<()> {
+    pub(crate) fn write(&self, layout: &Layout) -> Result<()> {
         // Whole or not at all: others may read while we write.
         let path = layout.record();
         let draft = path.with_extension("draft");
         fs::write(&draft, serde_json::to_vec_pretty(self)?)?;
         fs::rename(&draft, &path).with_context(|| format!("failed to write {}", path.display()))
-    }
-}
-
-/// Take a lab down, also one that crashed or is half up. Nothing is left but logs.
-pub fn down(layout: &Layout) -> Result<()> {
-    if !layout.state().exists() {
-        return take_down(layout).map(drop);
-    }
-    let _lock = Lock::take(layout)?;
-    take_down(layout).map(drop)
-}
-
-/// As [`down`], and remove the lab's folder too.
-pub fn purge(layout: &Layout) -> Result<()> {
-    if !layout.state().exists() {
-        return take_down(layout).map(drop);
-    }
-    let _lock = Lock::take(layout)?;
-    take_down(layout)?;
-    remove_folder(layout.state())?;
-    // The folder of all labs, if this was the last.
-    layout.state().parent().map(fs::remove_dir);
-    Ok(())
-}
-
-/// Remove everything of a lab, whoever made it; whether there was anything.
-fn take_down(layout: &Layout) -> Result<bool> {
-    let hierarchies = Hierarchies::detect()?;
-    let namespaces: Vec<String> = netns::list()?.into_iter().filter(|name| layout.owns_netns(name)).collect();
-    let found = hierarchies.exists(&layout.cgroup()) || !namespaces.is_empty() || layout.record().exists();
-
-    kill_inhabitants(&namespaces)?;
-    hierarchies.remove(&layout.cgroup())?;
-    // An init that was just being started had not joined the cgroup when we looked.
-    kill_inhabitants(&namespaces)?;
-    hierarchies.remove(&layout.cgroup())?;
-    for member in Member::all(MOST_NODES) {
-        let ended = || Ok(machine::pid(layout, member).is_none().then_some(()));
-        wait(&format!("{member} to end"), Duration::from_secs(10), ended)?;
-    }
-    for name in &namespaces {
-        netns::delete(name)?;
-    }
-    netns::tidy_folder();
-    let entries = match fs::read_dir(layout.state()) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(error).context(format!("failed to read {}", layout.state().display())),
-    };
-    for entry in entries {
-        let path = entry?.path();
-        if path != layout.logs() && path != layout.lock() {
-            remove_folder(&path)?;
-        }
-    }
-    Ok(found)
-}
-
-/// Kill whoever is in one of these network namespaces, and wait until all are gone.
-fn kill_inhabitants(namespaces: &[String]) -> Result<()> {
-    let ours: Vec<(u64, u64)> =
-        namespaces.iter().filter_map(|name| fs::metadata(netns::path(name)).ok()).map(|m| (m.dev(), m.ino())).collect();
-    wait("the processes in the lab's namespaces to end", Duration::from_secs(30), || {
-        let mut inhabitants = std::collections::BTreeSet::new();
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            // A process that ended meanwhile, or a kernel thread, has none.
-            let Ok(namespace) = fs::metadata(entry.path().join("ns/net")) else { continue };
-            if ours.contains(&(namespace.dev(), namespace.ino())) {
-                inhabitants.insert(pid);
-            }
-        }
-        cgroup::kill_all(&inhabitants)?;
-        Ok(inhabitants.is_empty().then_some(()))
-    })
-}
-
-fn remove_folder(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match removed {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("failed to remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// How long to wait for somebody else who brings the same lab up or down.
-const LOCK_LIMIT: Duration = Duration::from_secs(5);
-
-/// Held by whoever brings the lab up or takes it down.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    /// Take it, waiting a while for somebody else to finish.
-    pub(crate) fn take(layout: &Layout) -> Result<Self> {
-        let path = layout.lock();
-        wait(&format!("whoever brings lab {} up or down", layout.name()), LOCK_LIMIT, || {
-            fs::create_dir_all(layout.state()).with_context(|| format!("failed to create {}", layout.state().display()))?;
-            // Keys of the cluster's administrator are below.
-            fs::set_permissions(layout.state(), fs::Permissions::from_mode(0o700))?;
-            let mut file = File::options().create(true).append(true).open(&path)?;
-            if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
-                let holder = fs::read_to_string(&path).unwrap_or_default();
-                bail!("process {} is at it", holder.trim());
-            }
-            if file.metadata()?.nlink() == 0 {
-                // Its holder removed the lab's folder meanwhile.
-                return Ok(None);
-            }
-            file.set_len(0)?;
-            write!(file, "{}", std::process::id())?;
-            Ok(Some(Self { _file: file }))
-        })
     }
 }

@@ -244,7 +244,9 @@ impl Layout {
             (Some(home), _, _) => home,
             (None, Some(state), _) => state.join("steelyard-lab"),
             (None, None, Some(home)) => home.join(".local/state/steelyard-lab"),
-            (None, None, None) => bail!("neither HOME nor STEELYARD_LAB_HOME is set: where should the lab keep its state?"),
+            (None, None, None) => {
+                bail!("neither HOME nor STEELYARD_LAB_HOME is set: where should the lab keep its state?")
+            }
         };
         Self::new(name, &std::path::absolute(&home)?)
     }

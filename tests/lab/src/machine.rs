@@ -49,9 +49,10 @@ pub fn boot(layout: &Layout, member: Member) -> Result<()> {
         unshare(namespaces).context("failed to make namespaces (are you root?)")?;
         init.spawn().context("failed to start the machine's init")
     })?;
-    let pid = i32::try_from(child.id())?;
-    let born = born(pid).with_context(|| format!("{member} ended at once; see {}", logs.join("init.log").display()))?;
-    fs::write(pid_file(layout, member), format!("{pid} {born}\n"))?;
+    let pid = Pid::from_raw(i32::try_from(child.id())?);
+    let trace = trace(pid).filter(|trace| trace.alive);
+    let trace = trace.with_context(|| format!("{member} ended at once; see {}", logs.join("init.log").display()))?;
+    fs::write(pid_file(layout, member), format!("{pid} {}\n", trace.born))?;
     Ok(())
 }
 
@@ -73,11 +74,10 @@ pub fn kill_machine(layout: &Layout, member: Member) -> Result<()> {
 
 /// The machine's PID 1 as the host sees it, if it runs.
 pub fn pid(layout: &Layout, member: Member) -> Option<Pid> {
-    let text = fs::read_to_string(pid_file(layout, member)).ok()?;
-    let (pid, then) = text.trim().split_once(' ')?;
-    let pid = Pid::from_raw(pid.parse().ok()?);
-    // The number may belong to somebody else by now.
-    if born(pid.as_raw()).is_some_and(|born| born == then) {
+    let (pid, then) = recorded(layout, member)?;
+    if let Some(Trace { alive: true, born }) = trace(pid)
+        && born == then
+    {
         return Some(pid);
     }
     // If this very process started it, it must also collect it.
@@ -85,13 +85,32 @@ pub fn pid(layout: &Layout, member: Member) -> Option<Pid> {
     None
 }
 
-/// When a process was started (proc(5) stat, field 22), unless it is dead.
-fn born(pid: i32) -> Option<String> {
+/// Whether the machine's PID 1 is not even a dead process that nobody has collected yet.
+pub(crate) fn is_gone(layout: &Layout, member: Member) -> bool {
+    pid(layout, member).is_none()
+        && recorded(layout, member).is_none_or(|(pid, then)| trace(pid).is_none_or(|trace| trace.born != then))
+}
+
+/// PID and birth of the machine's PID 1, as it was started.
+fn recorded(layout: &Layout, member: Member) -> Option<(Pid, String)> {
+    let text = fs::read_to_string(pid_file(layout, member)).ok()?;
+    let (pid, born) = text.trim().split_once(' ')?;
+    Some((Pid::from_raw(pid.parse().ok()?), born.to_owned()))
+}
+
+/// What the kernel says of a process.
+struct Trace {
+    alive: bool,
+    /// Tells it from another of the same number.
+    born: String,
+}
+
+fn trace(pid: Pid) -> Option<Trace> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything; the state is the first field after it.
+    // proc(5): the name, in parentheses, may hold anything; the state is the first field after it, the birth field 22.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
-    (state != "Z" && state != "X").then(|| fields.nth(18).map(str::to_owned)).flatten()
+    Some(Trace { alive: state != "Z" && state != "X", born: fields.nth(18)?.to_owned() })
 }
 
 fn pid_file(layout: &Layout, member: Member) -> PathBuf {

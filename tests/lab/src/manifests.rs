@@ -6,7 +6,7 @@ use crate::layout::{DNS_SERVICE, Member, pods_v4, pods_v6, zone};
 const COREDNS: &str = include_str!("manifests/coredns.yaml");
 
 /// The nodes, with their pod ranges (so that routes can be made before they register) and zones.
-pub fn nodes(nodes: u8) -> String {
+pub(crate) fn nodes(nodes: u8) -> String {
     let mut text = String::new();
     for n in 1..=nodes {
         let node = Member::Node(n);
@@ -30,7 +30,7 @@ spec:
 }
 
 /// CoreDNS and its Service, at the addresses that kubelets give to pods.
-pub fn coredns() -> String {
+pub(crate) fn coredns() -> String {
     let [v4, v6] = DNS_SERVICE;
     COREDNS.replace("@DNS4@", v4).replace("@DNS6@", v6)
 }

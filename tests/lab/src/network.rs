@@ -22,10 +22,13 @@ use crate::run::{run, run_with_input};
 const BRIDGE: &str = "segment";
 
 /// Make all namespaces and connect them.
-pub fn create(layout: &Layout, nodes: u8) -> Result<()> {
+pub(crate) fn create(layout: &Layout, nodes: u8) -> Result<()> {
     netns::create(&layout.fabric())?;
     set_sysctls(&layout.fabric(), &[("ipv6/conf/default/disable_ipv6", "1")])?;
-    ip(&layout.fabric(), &format!("link add {BRIDGE} type bridge stp_state 0 mcast_snooping 0\nlink set {BRIDGE} up\n"))?;
+    ip(
+        &layout.fabric(),
+        &format!("link add {BRIDGE} type bridge stp_state 0 mcast_snooping 0\nlink set {BRIDGE} up\n"),
+    )?;
     for member in Member::all(nodes) {
         connect(layout, member, nodes)?;
     }
@@ -42,7 +45,7 @@ pub fn create(layout: &Layout, nodes: u8) -> Result<()> {
 }
 
 /// Make a member's namespace and, but for the remote client, its leg on the bridge.
-pub fn connect(layout: &Layout, member: Member, nodes: u8) -> Result<()> {
+pub(crate) fn connect(layout: &Layout, member: Member, nodes: u8) -> Result<()> {
     let name = layout.netns(member);
     netns::create(&name)?;
     set_sysctls(&name, member_sysctls(member))?;
@@ -60,18 +63,18 @@ pub fn connect(layout: &Layout, member: Member, nodes: u8) -> Result<()> {
 }
 
 /// Take a node's namespace and leg away, as a machine that reboots loses its kernel's state.
-pub fn disconnect(layout: &Layout, member: Member) -> Result<()> {
+pub(crate) fn disconnect(layout: &Layout, member: Member) -> Result<()> {
     ip(&layout.fabric(), &format!("link delete {member}\n")).ok();
     netns::delete(&layout.netns(member))
 }
 
 /// Pull a member's cable, or put it back.
-pub fn set_port(layout: &Layout, member: Member, up: bool) -> Result<()> {
+pub(crate) fn set_port(layout: &Layout, member: Member, up: bool) -> Result<()> {
     ip(&layout.fabric(), &format!("link set {member} {}\n", if up { "up" } else { "down" }))
 }
 
 /// Let the bridge drop every frame of a member, which keeps its carrier; or let them pass again.
-pub fn set_forwarding(layout: &Layout, member: Member, forwarding: bool) -> Result<()> {
+pub(crate) fn set_forwarding(layout: &Layout, member: Member, forwarding: bool) -> Result<()> {
     // 0 is disabled, 3 is forwarding. `ip link set … type bridge_slave state 0` has no effect.
     let state = if forwarding { "3" } else { "0" };
     let (fabric, port) = (layout.fabric(), member.to_string());
@@ -79,8 +82,9 @@ pub fn set_forwarding(layout: &Layout, member: Member, forwarding: bool) -> Resu
 }
 
 /// What the bridge says of a member's port: `(up, forwarding)`.
-pub fn port(layout: &Layout, member: Member) -> Result<(bool, bool)> {
-    let text = run(Command::new("ip").args(["-n", &layout.fabric(), "-d", "link", "show", "dev", &member.to_string()]))?;
+pub(crate) fn port(layout: &Layout, member: Member) -> Result<(bool, bool)> {
+    let text =
+        run(Command::new("ip").args(["-n", &layout.fabric(), "-d", "link", "show", "dev", &member.to_string()]))?;
     let flags = text.split(['<', '>']).nth(1).unwrap_or_default();
     let up = flags.split(',').any(|flag| flag == "UP");
     Ok((up, !text.contains("state disabled")))
@@ -113,9 +117,8 @@ fn member_sysctls(member: Member) -> &'static [(&'static str, &'static str)] {
 /// The `ip -batch` lines that set up a member inside its namespace.
 fn member_setup(member: Member, nodes: u8) -> String {
     let (v4, v6) = (member.ipv4(), member.ipv6());
-    let mut lines = format!(
-        "link set lo up\nlink set eth0 up\naddr add {v4}/24 brd + dev eth0\naddr add {v6}/64 dev eth0 nodad\n"
-    );
+    let mut lines =
+        format!("link set lo up\nlink set eth0 up\naddr add {v4}/24 brd + dev eth0\naddr add {v6}/64 dev eth0 nodad\n");
     let gateways: Option<[IpAddr; 2]> = match member {
         Member::Router => None,
         Member::Remote => Some([[198, 51, 100, 1].into(), [0x2001, 0xdb8, 2, 0, 0, 0, 0, 1].into()]),

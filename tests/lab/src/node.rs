@@ -11,7 +11,7 @@ use crate::init::{Condition, Program, Spec};
 use crate::layout::{DNS_SERVICE, Layout, Member, POD_RANGES, pods_v4, pods_v6};
 
 /// Where containerd listens, as its node sees it.
-pub const CONTAINERD: &str = "/run/containerd/containerd.sock";
+pub(crate) const CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// Folders of a node that outlive a power cut: they are bound from the node's folder.
 const DISK: [(&str, &str); 4] = [
     ("containerd", "/var/lib/containerd"),
@@ -22,19 +22,19 @@ const DISK: [(&str, &str); 4] = [
 
 /// What every node of a lab is made from.
 #[derive(Debug, Clone)]
-pub struct NodePlan<'a> {
+pub(crate) struct NodePlan<'a> {
     /// The folder of programs.
-    pub bin: &'a Path,
+    pub(crate) bin: &'a Path,
     /// Archives that are on every node from the start.
-    pub images: &'a [PathBuf],
+    pub(crate) images: &'a [PathBuf],
     /// Run the real kube-proxy.
-    pub kube_proxy: bool,
+    pub(crate) kube_proxy: bool,
     /// The kubelet starts once this file is there: the API server is ready and knows the node.
-    pub gate: PathBuf,
+    pub(crate) gate: PathBuf,
 }
 
 /// Write the configuration of node `n` and say what it runs.
-pub fn spec(layout: &Layout, n: u8, plan: &NodePlan<'_>) -> Result<Spec> {
+pub(crate) fn spec(layout: &Layout, n: u8, plan: &NodePlan<'_>) -> Result<Spec> {
     let node = Member::Node(n);
     let folder = layout.machine(node);
     for (source, _) in DISK {
@@ -77,7 +77,8 @@ pub fn spec(layout: &Layout, n: u8, plan: &NodePlan<'_>) -> Result<Spec> {
     programs.push(kubelet.env("PATH", &path));
     if plan.kube_proxy {
         let config = write("kube-proxy.yaml", kube_proxy_config(layout, node))?;
-        let proxy = Program::new("kube-proxy", [program("kube-proxy"), format!("--config={config}"), "-v=2".to_owned()]);
+        let proxy =
+            Program::new("kube-proxy", [program("kube-proxy"), format!("--config={config}"), "-v=2".to_owned()]);
         programs.push(proxy.env("PATH", &path).after(Condition::Exists(plan.gate.clone())));
     }
     Ok(Spec {
@@ -91,7 +92,7 @@ pub fn spec(layout: &Layout, n: u8, plan: &NodePlan<'_>) -> Result<Spec> {
 }
 
 /// Take an image archive into the node's containerd.
-pub fn import_command(bin: &Path, archive: &Path) -> Vec<String> {
+pub(crate) fn import_command(bin: &Path, archive: &Path) -> Vec<String> {
     let ctr = bin.join("ctr").display().to_string();
     let words = [&ctr, "--address", CONTAINERD, "--namespace", "k8s.io", "images", "import", "--local"];
     words.into_iter().map(str::to_owned).chain([archive.display().to_string()]).collect()

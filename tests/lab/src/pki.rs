@@ -14,7 +14,7 @@ use rcgen::{
 use crate::layout::{API_PORT, KUBERNETES_SERVICE, Layout, Member};
 
 /// Write everything into the lab's `pki` folder.
-pub fn write(layout: &Layout, nodes: u8) -> Result<()> {
+pub(crate) fn write(layout: &Layout, nodes: u8) -> Result<()> {
     let folder = layout.pki();
     fs::create_dir_all(&folder)?;
     let authority = Authority::new()?;

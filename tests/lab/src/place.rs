@@ -152,7 +152,12 @@ impl Vantage {
     }
 
     /// Connect from this address and port (0: any).
-    pub fn tcp_connect_from(&self, source: Option<SocketAddr>, target: SocketAddr, limit: Duration) -> Result<TcpStream> {
+    pub fn tcp_connect_from(
+        &self,
+        source: Option<SocketAddr>,
+        target: SocketAddr,
+        limit: Duration,
+    ) -> Result<TcpStream> {
         self.within(|| {
             let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
             if let Some(source) = source {
@@ -167,12 +172,14 @@ impl Vantage {
 
     /// Listen.
     pub fn tcp_listen(&self, address: SocketAddr) -> Result<TcpListener> {
-        self.within(|| Ok(TcpListener::bind(address)?)).with_context(|| format!("failed to listen at {} on {address}", self.name))
+        self.within(|| Ok(TcpListener::bind(address)?))
+            .with_context(|| format!("failed to listen at {} on {address}", self.name))
     }
 
     /// A socket bound to `address`.
     pub fn udp_bind(&self, address: SocketAddr) -> Result<UdpSocket> {
-        self.within(|| Ok(UdpSocket::bind(address)?)).with_context(|| format!("failed to bind {address} at {}", self.name))
+        self.within(|| Ok(UdpSocket::bind(address)?))
+            .with_context(|| format!("failed to bind {address} at {}", self.name))
     }
 
     /// Connect, send `payload`, and give the first piece of the answer.

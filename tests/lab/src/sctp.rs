@@ -146,12 +146,17 @@ impl Vantage {
                     return Err(io::Error::from(ErrorKind::TimedOut).into());
                 }
                 let Some((packet, from)) = receive(&socket, left)? else { continue };
-                if from != target.ip() || packet.source != target.port() || packet.destination != source || packet.tag != tag {
+                if from != target.ip()
+                    || packet.source != target.port()
+                    || packet.destination != source
+                    || packet.tag != tag
+                {
                     continue;
                 }
                 match packet.chunk {
                     INIT_ACK => {
-                        let cookie = packet.cookie().map(String::from_utf8_lossy).context("an INIT ACK without cookie")?;
+                        let cookie =
+                            packet.cookie().map(String::from_utf8_lossy).context("an INIT ACK without cookie")?;
                         let (server, client) = cookie.split_once(' ').context("not a cookie of ours")?;
                         return Ok(SctpReply::InitAck { server: server.to_owned(), client: client.parse()? });
                     }

@@ -10,7 +10,7 @@ use nix::unistd::setsid;
 
 use crate::lab::{Datapath, Lab, Options};
 use crate::layout::{LabName, Layout};
-use crate::{Progress, lab, machine};
+use crate::{Progress, down, machine};
 
 /// Waits in a process of its own until this value is gone, then takes the lab down.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Drop for Guardian {
     fn drop(&mut self) {
         // The lab's machines are children of this process, so it is this one that should collect them. What fails here
         // is tried again by the guardian, which says so: `wait` lets go of its standard input.
-        lab::down(&self.layout).ok();
+        down::down(&self.layout).ok();
         self.process.wait().ok();
     }
 }
@@ -45,7 +45,7 @@ pub fn guard(layout: &Layout) -> Result<()> {
     // Whatever stops the test (^C, say) must not stop this.
     setsid().ok();
     std::io::stdin().lock().read_to_end(&mut Vec::new())?;
-    lab::purge(layout)
+    down::purge(layout)
 }
 
 /// The lab that this process shares.

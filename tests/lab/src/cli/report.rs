@@ -34,7 +34,13 @@ pub(crate) fn status(layout: &Layout) -> Result<()> {
         writeln!(text, "{:<9}{:<16}{:<20}STATE", "MACHINE", "IPV4", "IPV6")?;
         for member in Member::all(record.nodes) {
             let state = state(&lab, member, &ready);
-            writeln!(text, "{:<9}{:<16}{:<20}{state}", member.to_string(), member.ipv4().to_string(), member.ipv6().to_string())?;
+            writeln!(
+                text,
+                "{:<9}{:<16}{:<20}{state}",
+                member.to_string(),
+                member.ipv4().to_string(),
+                member.ipv6().to_string()
+            )?;
         }
     }
     writeln!(text, "state and logs: {}", layout.state().display())?;
@@ -50,7 +56,8 @@ fn ready_nodes(lab: &Lab) -> Result<String, String> {
 
 fn state(lab: &Lab, member: Member, ready: &Result<String, String>) -> String {
     let Member::Node(_) = member else {
-        let answers = ready.as_ref().map_or_else(|error| format!("API server does not answer: {error}"), |_| "up".to_owned());
+        let answers =
+            ready.as_ref().map_or_else(|error| format!("API server does not answer: {error}"), |_| "up".to_owned());
         return if member == Member::Control { answers } else { String::new() };
     };
     let name = member.to_string();

@@ -20,7 +20,8 @@ fn pods_reach_pods_of_other_nodes_in_both_families() {
         for to in &pods {
             assert_eq!(to.addresses.len(), 2, "{} has {:?}", to.name, to.addresses);
             for address in &to.addresses {
-                let answer = vantage.http_get(&format!("http://{}/hostname", SocketAddr::new(*address, 8080)), LIMIT).unwrap();
+                let answer =
+                    vantage.http_get(&format!("http://{}/hostname", SocketAddr::new(*address, 8080)), LIMIT).unwrap();
                 assert_eq!((answer.status, answer.body.as_str()), (200, to.name.as_str()));
             }
         }
@@ -37,7 +38,8 @@ fn clients_reach_services_but_not_pods() {
         let vantage = lab.at(&place).unwrap();
         for node in lab.nodes() {
             for address in [node.ipv4().into(), node.ipv6().into()] {
-                let answer = vantage.http_get(&format!("http://{}/hostname", SocketAddr::new(address, 30080)), LIMIT).unwrap();
+                let answer =
+                    vantage.http_get(&format!("http://{}/hostname", SocketAddr::new(address, 30080)), LIMIT).unwrap();
                 assert!(answer.body.starts_with("web-"), "{place}: {answer:?}");
                 let answer = vantage.udp_exchange(SocketAddr::new(address, 30081), b"echo over", LIMIT).unwrap();
                 assert_eq!(answer, b"over");
@@ -58,7 +60,8 @@ fn the_api_server_reaches_pods_and_pods_resolve_names() {
     for pod in web_pods(lab).unwrap() {
         assert!(lab.kubectl(&["logs", &pod.name]).unwrap().contains("Started HTTP server"));
         for name in ["web", "web.default", "web.default.svc.cluster.local"] {
-            lab.kubectl(&["exec", &pod.name, "--", "/agnhost", "connect", "--timeout=5s", &format!("{name}:80")]).unwrap();
+            lab.kubectl(&["exec", &pod.name, "--", "/agnhost", "connect", "--timeout=5s", &format!("{name}:80")])
+                .unwrap();
         }
         let direct = format!("/api/v1/namespaces/default/pods/{}:8080/proxy/hostname", pod.name);
         assert_eq!(lab.kubectl(&["get", "--raw", &direct]).unwrap(), pod.name);
@@ -77,9 +80,13 @@ fn nodes_are_what_the_upstream_suite_expects() {
         let n: u8 = node["metadata"]["name"].as_str().unwrap().trim_start_matches("node").parse().unwrap();
         let ranges = [steelyard_lab::layout::pods_v4(n).to_string(), steelyard_lab::layout::pods_v6(n).to_string()];
         assert_eq!(node["spec"]["podCIDRs"], serde_json::json!(ranges));
-        let addresses: Vec<_> = node["status"]["addresses"].as_array().unwrap().iter().map(|a| a["address"].as_str().unwrap()).collect();
+        let addresses: Vec<_> =
+            node["status"]["addresses"].as_array().unwrap().iter().map(|a| a["address"].as_str().unwrap()).collect();
         let member = steelyard_lab::Member::Node(n);
-        assert!(addresses.contains(&member.ipv4().to_string().as_str()) && addresses.contains(&member.ipv6().to_string().as_str()));
+        assert!(
+            addresses.contains(&member.ipv4().to_string().as_str())
+                && addresses.contains(&member.ipv6().to_string().as_str())
+        );
     }
     assert_eq!(zones.len(), lab.nodes().count().min(3));
 }
@@ -98,6 +105,7 @@ fn sctp_associations_open_by_raw_packets() {
         assert_eq!(server, format!("default/{}", pod.name));
         assert_eq!(client.port(), 40001);
     }
-    let silent = client.sctp_probe(40002, SocketAddr::new(pod.addresses[0], 9998), Duration::from_millis(300)).unwrap_err();
+    let silent =
+        client.sctp_probe(40002, SocketAddr::new(pod.addresses[0], 9998), Duration::from_millis(300)).unwrap_err();
     assert_eq!(error_kind(&silent), Some(std::io::ErrorKind::TimedOut), "{silent:#}");
 }

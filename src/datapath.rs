@@ -1,0 +1,3 @@
+//! Forwards ClusterIP, NodePort and load-balancer traffic to endpoints.
+
+pub mod entry;

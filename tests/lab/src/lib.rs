@@ -1,1 +1,45 @@
-//! The lab.
+//! A real Kubernetes cluster on one Linux machine, as root and with no container engine.
+//!
+//! ```text
+//!   steelyard-lab up                          network namespaces steelyard-<lab>-…
+//!   ────────────────                          ┌─────────────────────────────────────────────────────────┐
+//!   programs, images    built once, cached    │ fabric: one bridge, a port for everybody                │
+//!   pki                 who is who            ├───────────┬───────────┬───────┬───────┬────────┬────────┤
+//!   network             namespaces, routes    │ control   │ node1     │ node2 │  …    │ client │ router │
+//!   machine ─▶ init     one PID 1 for each    │ etcd      │ containerd│       │       │        │   │    │
+//!   manifests           nodes, CoreDNS        │ apiserver │ kubelet   │       │       │        │ remote │
+//!                                             │ …         │ pods      │       │       │        │        │
+//!   lab                 all of it together    └───────────┴───────────┴───────┴───────┴────────┴────────┘
+//!   place               send packets from any of these
+//!   failure             break a node, heal it
+//!   diagnose            what a failed test prints
+//! ```
+//!
+//! Everything that a lab makes on the machine is named after it ([`layout`]), so that whoever comes after a crash can
+//! find and remove it. The machine's own network namespace gets nothing.
+
+pub mod api;
+pub mod cache;
+pub mod cgroup;
+mod control_plane;
+pub mod images;
+pub mod init;
+mod kubectl;
+mod lab;
+pub mod layout;
+pub mod machine;
+mod manifests;
+pub mod netns;
+mod network;
+mod node;
+mod pki;
+pub mod programs;
+mod progress;
+pub mod rootfs;
+pub mod run;
+mod wait;
+
+pub use lab::{Datapath, Lab, Options, Record, down};
+pub use layout::{LabName, Layout, Member};
+pub use progress::Progress;
+pub use wait::wait;

@@ -1,0 +1,69 @@
+# What can be done with a checkout. `make` alone lists it. Each target does its own set-up.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Where Rust and Go put themselves, for a PATH (that of sudo, say) that does not name them.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
+
+# The lab's own command line.
+LAB := cargo run --quiet --locked --package steelyard-lab --bin steelyard-lab --
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: setup ## Show Steelyard at work on a cluster in a box, then take it down (KEEP=1 leaves it up).
+	@$(LAB) demo $(if $(KEEP),--keep)
+
+.PHONY: test
+test: setup ## Run all tests: checks, cases, end-to-end. Its last line is the total.
+	@tests/lab/tally.sh check cases e2e
+
+.PHONY: setup
+setup: ## Install the Debian packages that are missing; say what else is.
+	@tests/lab/setup.sh
+
+.PHONY: check
+check: ## Format, lints, unit tests, documentation, scripts.
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked --workspace --lib --bins --test architecture
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	@if command -v shellcheck >/dev/null; then shellcheck tests/lab/*.sh .ci/run; fi
+
+.PHONY: cases
+cases: ## Judge the flows of tests/cases by simulation and with real packets (STEELYARD_CASES names another file).
+	cargo test --locked --no-fail-fast --test cases_simulate --test cases_packets -- --nocapture
+
+.PHONY: e2e
+e2e: setup ## Test the lab, then Steelyard on it.
+	@$(LAB) build
+	@failed=; \
+	cargo test --locked --package steelyard-lab --test lab -- --nocapture || failed=yes; \
+	cargo test --locked --test e2e -- --nocapture || failed=yes; \
+	test -z "$$failed"
+
+.PHONY: conformance
+conformance: ## Run upstream e2e specs on a running lab (FOCUS=regular-expression, PROCS=n).
+	@tests/lab/setup.sh --conformance
+	@$(LAB) conformance $(if $(FOCUS),--focus "$(FOCUS)") $(if $(PROCS),--procs $(PROCS))
+
+.PHONY: bench
+bench: setup ## Run the benches.
+	cargo bench --locked
+
+.PHONY: image
+image: ## Make our container image; prints where the archive is.
+	@$(LAB) image
+
+.PHONY: crds
+crds: ## Write crds/ from the types.
+	cargo run --quiet --locked --bin steelyard -- crds --output crds
+
+.PHONY: clean-lab
+clean-lab: ## Take the lab down, whatever state it is in.
+	@$(LAB) down

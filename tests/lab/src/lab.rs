@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Api;
 use crate::cgroup::{self, Hierarchies};
+use crate::install::steelyard_binary;
 use crate::layout::{LabName, Layout, MOST_NODES, Member, refuse_masked};
 use crate::node::NodePlan;
 use crate::progress::Progress;
+use crate::shared::Guardian;
 use crate::wait::wait;
 use crate::{control_plane, images, machine, manifests, netns, network, node, pki, programs};
 
@@ -77,6 +79,8 @@ pub struct Lab {
     layout: Layout,
     record: Record,
     api: OnceLock<Api>,
+    // Last: everything else of the lab is let go of before it takes the lab down.
+    guardian: Option<Guardian>,
 }
 
 impl Lab {
@@ -115,7 +119,7 @@ impl Lab {
         let layout = Layout::from_env(name)?;
         let up = Record::read(&layout).ok().filter(|_| machine::pid(&layout, Member::Control).is_some());
         let record = up.with_context(|| format!("lab {} is not up; `steelyard-lab up` starts it", layout.name()))?;
-        Ok(Self { layout, record, api: OnceLock::new() })
+        Ok(Self { layout, record, api: OnceLock::new(), guardian: None })
     }
 
     fn bring_up(layout: Layout, options: &Options, progress: &Progress) -> Result<Self> {
@@ -146,20 +150,28 @@ impl Lab {
         }
         progress.say(&format!("control plane and {} nodes started", options.nodes));
 
-        let lab = Self { layout, record: record.clone(), api: OnceLock::new() };
+        let lab = Self { layout, record: record.clone(), api: OnceLock::new(), guardian: None };
         lab.wait_for_api()?;
         progress.say("API server is ready");
         lab.apply(&manifests::nodes(options.nodes))?;
         fs::write(&gate, "")?;
         lab.apply(&manifests::coredns())?;
         lab.wait_for_nodes(progress)?;
-        if kube_proxy {
+        if options.datapath == Datapath::Steelyard {
+            lab.install_steelyard(&steelyard_binary()?, &[])?;
+            progress.say("Steelyard is installed");
+        }
+        if options.datapath != Datapath::None {
             lab.wait_for_dns()?;
             progress.say("CoreDNS is ready");
         }
         record.complete = true;
         record.write(&lab.layout)?;
         Ok(Self { record, ..lab })
+    }
+
+    pub(crate) fn set_guardian(&mut self, guardian: Guardian) {
+        self.guardian = Some(guardian);
     }
 
     /// Names, paths and addresses.
@@ -294,6 +306,19 @@ pub fn down(layout: &Layout) -> Result<()> {
     take_down(layout).map(drop)
 }
 
+/// As [`down`], and remove the lab's folder too.
+pub fn purge(layout: &Layout) -> Result<()> {
+    if !layout.state().exists() {
+        return take_down(layout).map(drop);
+    }
+    let _lock = Lock::take(layout)?;
+    take_down(layout)?;
+    remove_folder(layout.state())?;
+    // The folder of all labs, if this was the last.
+    layout.state().parent().map(fs::remove_dir);
+    Ok(())
+}
+
 /// Remove everything of a lab, whoever made it; whether there was anything.
 fn take_down(layout: &Layout) -> Result<bool> {
     let hierarchies = Hierarchies::detect()?;
@@ -355,6 +380,9 @@ fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
+/// How long to wait for somebody else who brings the same lab up or down.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+
 /// Held by whoever brings the lab up or takes it down.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -364,17 +392,23 @@ pub(crate) struct Lock {
 impl Lock {
     /// Take it, waiting a while for somebody else to finish.
     pub(crate) fn take(layout: &Layout) -> Result<Self> {
-        fs::create_dir_all(layout.state()).with_context(|| format!("failed to create {}", layout.state().display()))?;
-        // Keys of the cluster's administrator are below.
-        fs::set_permissions(layout.state(), fs::Permissions::from_mode(0o700))?;
         let path = layout.lock();
-        let mut file = File::options().create(true).append(true).open(&path)?;
-        if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
-            let holder = fs::read_to_string(&path).unwrap_or_default();
-            bail!("lab {} is being brought up or taken down by process {}", layout.name(), holder.trim());
-        }
-        file.set_len(0)?;
-        write!(file, "{}", std::process::id())?;
-        Ok(Self { _file: file })
+        wait(&format!("whoever brings lab {} up or down", layout.name()), LOCK_LIMIT, || {
+            fs::create_dir_all(layout.state()).with_context(|| format!("failed to create {}", layout.state().display()))?;
+            // Keys of the cluster's administrator are below.
+            fs::set_permissions(layout.state(), fs::Permissions::from_mode(0o700))?;
+            let mut file = File::options().create(true).append(true).open(&path)?;
+            if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
+                let holder = fs::read_to_string(&path).unwrap_or_default();
+                bail!("process {} is at it", holder.trim());
+            }
+            if file.metadata()?.nlink() == 0 {
+                // Its holder removed the lab's folder meanwhile.
+                return Ok(None);
+            }
+            file.set_len(0)?;
+            write!(file, "{}", std::process::id())?;
+            Ok(Some(Self { _file: file }))
+        })
     }
 }

@@ -24,7 +24,6 @@ pub fn start(layout: &Layout, member: Member, spec: &Spec) -> Result<()> {
     fs::create_dir_all(&folder)?;
     let spec_file = folder.join("init.json");
     fs::write(&spec_file, serde_json::to_vec_pretty(spec)?)?;
-    Hierarchies::detect()?.create(&spec.cgroup)?;
     boot(layout, member)
 }
 
@@ -33,6 +32,7 @@ pub fn boot(layout: &Layout, member: Member) -> Result<()> {
     if let Some(pid) = pid(layout, member) {
         bail!("{member} runs already, as process {pid}");
     }
+    Hierarchies::detect()?.create(&layout.machine_cgroup(member))?;
     let logs = layout.machine_logs(member);
     fs::create_dir_all(&logs)?;
     let log = File::options().create(true).append(true).open(logs.join("init.log"))?;
@@ -59,19 +59,16 @@ pub fn boot(layout: &Layout, member: Member) -> Result<()> {
 pub fn kill_machine(layout: &Layout, member: Member) -> Result<()> {
     let hierarchies = Hierarchies::detect()?;
     let cgroup = layout.machine_cgroup(member);
-    if hierarchies.exists(&cgroup) {
+    if let Some(pid) = pid(layout, member) {
         // A frozen process does not die.
         hierarchies.thaw(&cgroup)?;
-    }
-    if let Some(pid) = pid(layout, member) {
         match kill(pid, Signal::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => return Err(error).with_context(|| format!("failed to kill {member}")),
         }
     }
-    wait(&format!("all processes of {member} to end"), Duration::from_secs(30), || {
-        Ok((pid(layout, member).is_none() && hierarchies.processes(&cgroup).is_empty()).then_some(()))
-    })
+    wait(&format!("{member} to end"), Duration::from_secs(30), || Ok(pid(layout, member).is_none().then_some(())))?;
+    hierarchies.remove(&cgroup)
 }
 
 /// The machine's PID 1 as the host sees it, if it runs.

@@ -1,6 +1,8 @@
 //! Run another program and tell what it said when it fails.
 
+use std::fs::File;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -28,6 +30,16 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
         scope.spawn(move || stdin.write_all(input.as_bytes()).ok());
         child.wait_with_output()
     })?;
+    checked(command, output)
+}
+
+/// Run to the end with a file as standard input; the text of standard output.
+///
+/// # Errors
+/// If it cannot be started or fails; the error holds its standard error.
+pub fn run_from_file(command: &mut Command, input: &Path) -> Result<String> {
+    command.stdin(File::open(input).with_context(|| format!("failed to open {}", input.display()))?);
+    let output = command.output().with_context(|| format!("failed to run {}", describe(command)))?;
     checked(command, output)
 }
 

@@ -1,0 +1,108 @@
+//! Our own product on the lab: the chart, and new images of it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::lab::Lab;
+use crate::layout::{API_PORT, Member};
+use crate::machine;
+use crate::node::CONTAINERD;
+use crate::run::run_from_file;
+use crate::images;
+
+/// Namespace and release name of the chart.
+const NAMESPACE: &str = "steelyard-system";
+const RELEASE: &str = "steelyard";
+
+impl Lab {
+    /// Install our chart, or upgrade it, with the image made of `binary`, and wait until all of it is ready.
+    ///
+    /// # Errors
+    /// If the chart or the binary is missing, or it does not become ready.
+    pub fn install_steelyard(&self, binary: &Path, extra: &[&str]) -> Result<()> {
+        let chart = chart()?;
+        self.import(&images::steelyard(binary)?)?;
+        let chart = chart.display().to_string();
+        // Without kube-proxy the agent cannot reach the API server by its Service: it is what makes that work.
+        let host = format!("apiServer.host={}", Member::Control.ipv4());
+        let port = format!("apiServer.port={API_PORT}");
+        let mut arguments = vec!["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
+        arguments.extend(["--set", &host, "--set", &port]);
+        arguments.extend(extra);
+        arguments.extend(["--wait", "--timeout", "90s"]);
+        self.helm(&arguments).map(drop)
+    }
+
+    /// Put a newly built `binary` on all nodes and let everything of ours restart with it, one after the other.
+    ///
+    /// # Errors
+    /// If a node refuses it, or the restart does not come to its end.
+    pub fn load(&self, binary: &Path) -> Result<()> {
+        self.import(&images::steelyard(binary)?)?;
+        let ours = ["deployments,daemonsets", "--selector", "app.kubernetes.io/name=steelyard"];
+        let namespace = ["--namespace", NAMESPACE];
+        self.kubectl(&[&["rollout", "restart"][..], &ours, &namespace].concat())?;
+        self.kubectl(&[&["rollout", "status"][..], &ours, &namespace, &["--timeout", "90s"]].concat()).map(drop)
+    }
+
+    /// Put an image archive on all nodes that have power.
+    ///
+    /// # Errors
+    /// If a node refuses it.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        std::thread::scope(|scope| {
+            let imports: Vec<_> = self
+                .nodes()
+                .filter(|node| machine::pid(self.layout(), *node).is_some())
+                .map(|node| scope.spawn(move || self.import_on(node, archive)))
+                .collect();
+            imports.into_iter().try_for_each(|import| match import.join() {
+                Ok(done) => done,
+                Err(_) => bail!("the import panicked"),
+            })
+        })
+    }
+
+    fn import_on(&self, node: Member, archive: &Path) -> Result<()> {
+        let mut command = self.enter(node)?;
+        command.arg(self.program("ctr"));
+        // As standard input: the node sees other folders than we do.
+        command.args(["--address", CONTAINERD, "--namespace", "k8s.io", "images", "import", "--local", "-"]);
+        run_from_file(&mut command, archive).map(drop).with_context(|| format!("failed to import on {node}"))
+    }
+
+    /// A command that runs its arguments in all namespaces of a machine.
+    pub fn enter(&self, member: Member) -> Result<Command> {
+        let pid = machine::pid(self.layout(), member).with_context(|| format!("{member} has no power"))?;
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &pid.to_string(), "--mount", "--uts", "--ipc", "--net", "--pid", "--"]);
+        Ok(command)
+    }
+}
+
+/// The chart of the checkout in which we are, or from which we were built.
+fn chart() -> Result<PathBuf> {
+    let here = std::env::current_dir()?;
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let charts = here.ancestors().chain(built.ancestors()).map(|folder| folder.join("charts/steelyard"));
+    charts.into_iter().find(|chart| chart.join("Chart.yaml").is_file()).context(
+        "no charts/steelyard above this folder: run it in a checkout of Steelyard, or give --without-datapath",
+    )
+}
+
+/// The binary to make the image of: what `STEELYARD_BIN` names, else the one built beside the lab's.
+///
+/// # Errors
+/// If there is none.
+pub fn steelyard_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("STEELYARD_BIN").map(PathBuf::from) {
+        return Ok(path);
+    }
+    let beside = machine::binary()?.with_file_name("steelyard");
+    if !beside.is_file() {
+        bail!("{} is not built; build it, or set STEELYARD_BIN, or give --without-datapath", beside.display());
+    }
+    Ok(beside)
+}

@@ -1,3 +1,8 @@
 //! Forwards ClusterIP, NodePort and load-balancer traffic to endpoints.
 
+pub mod desired;
+pub mod endpoints;
 pub mod entry;
+pub mod index;
+pub mod settings;
+pub mod simulate;

@@ -6,3 +6,4 @@ pub mod entry;
 pub mod index;
 pub mod settings;
 pub mod simulate;
+pub mod watch;

@@ -5,6 +5,7 @@ pub mod endpoints;
 pub mod node;
 pub mod selector;
 pub mod service;
+pub mod service_cidr;
 
 use std::fmt;
 use std::net::IpAddr;

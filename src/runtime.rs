@@ -2,6 +2,7 @@
 //! shutdown.
 
 pub mod admin;
+pub mod observed;
 pub mod reconcile;
 pub mod shutdown;
 pub mod telemetry;

@@ -5,7 +5,8 @@
 use std::fmt::{Debug, Display};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
@@ -27,7 +28,7 @@ pub trait Observed: Sized + Send + 'static {
     /// The API object.
     type Object: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static;
     /// What tells two of them apart.
-    type Key: Debug + Send + 'static;
+    type Key: Clone + Debug + Send + 'static;
     /// Why one is not used.
     type Error: Display;
 
@@ -42,7 +43,7 @@ pub trait Observed: Sized + Send + 'static {
 }
 
 /// What a watch has seen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Event<T: Observed> {
     /// The whole set, after the first list and after each re-list: what is not in it is gone.
     Replaced(Vec<T>),
@@ -52,23 +53,32 @@ pub enum Event<T: Observed> {
     Removed(T::Key),
 }
 
-/// Watches all objects that `api` and `config` select and sends what it sees until the receiver is gone.
+/// Where the events of a watch go. `false` says that nobody takes them any more.
+pub type Sink<T> = Box<dyn Fn(Event<T>) -> BoxFuture<'static, bool> + Send + Sync>;
+
+/// A sink that hands events to a component's loop, as its own kind of event.
+pub fn sink<T: Observed, E: Send + 'static>(sender: mpsc::Sender<E>, wrap: fn(Event<T>) -> E) -> Sink<T> {
+    Box::new(move |event| {
+        let sender = sender.clone();
+        async move { sender.send(wrap(event)).await.is_ok() }.boxed()
+    })
+}
+
+/// Watches all objects that `api` and `config` select and sends what it sees to every sink, until one of them is gone:
+/// several components take one watch.
 ///
 /// Broken connections are taken up again with pauses from 0.2 s to 5 s, for ever: a node agent outlives any outage of the
 /// API server.
-pub async fn forward<T, E>(
-    api: Api<DeserializeGuard<T::Object>>,
-    config: watcher::Config,
-    sender: mpsc::Sender<E>,
-    wrap: impl Fn(Event<T>) -> E,
-) where
-    T: Observed,
-    T::Object: DeserializeOwned,
+pub async fn forward<T>(api: Api<DeserializeGuard<T::Object>>, config: watcher::Config, sinks: Vec<Sink<T>>)
+where
+    T: Observed + Clone,
 {
     let mut events = std::pin::pin!(events::<T>(api, config));
     while let Some(event) = events.next().await {
-        if sender.send(wrap(event)).await.is_err() {
-            return;
+        for sink in &sinks {
+            if !sink(event.clone()).await {
+                return;
+            }
         }
     }
 }

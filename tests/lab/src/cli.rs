@@ -3,12 +3,13 @@
 mod exec;
 mod report;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use steelyard_lab::{Datapath, Failure, Lab, LabName, Layout, Options, Place, Progress};
+use steelyard_lab::{Datapath, Failure, Lab, LabName, Layout, Options, Place, Progress, images, programs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,9 +30,9 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "steelyard-lab", version, after_help = EXAMPLES)]
 pub(crate) struct Cli {
-    /// Name of the lab; labs of different names run side by side.
-    #[arg(long, global = true, env = "STEELYARD_LAB", default_value = "lab")]
-    name: LabName,
+    /// Name of the lab; labs of different names run side by side. Default: `STEELYARD_LAB`, else `lab`.
+    #[arg(long, global = true)]
+    name: Option<LabName>,
     #[command(subcommand)]
     command: Sub,
 }
@@ -99,7 +100,7 @@ enum Sub {
     },
     /// Put a newly built Steelyard on all nodes and restart it there.
     Load {
-        /// The binary; default: `STEELYARD_BIN`, else `steelyard` beside this program.
+        /// The binary; default: `STEELYARD_BIN`, else a static one that is built now.
         #[arg(long)]
         binary: Option<PathBuf>,
     },
@@ -114,6 +115,10 @@ enum Sub {
         #[arg(long, default_value_t = 50)]
         lines: usize,
     },
+    /// Build the programs and images of the cluster, so that `up` need not.
+    Build,
+    /// Make our container image and print where its archive is.
+    Image,
     /// PID 1 of the lab's machines.
     #[command(hide = true)]
     Init {
@@ -127,7 +132,7 @@ enum Sub {
 
 impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let name = self.name;
+        let name = self.name.map_or_else(LabName::from_env, Ok)?;
         match self.command {
             Sub::Up { nodes, without_datapath, kube_proxy } => {
                 let datapath = match (without_datapath, kube_proxy) {
@@ -148,10 +153,20 @@ impl Cli {
             Sub::Fail { node, failure } => Lab::attach(name)?.fail(&node, failure)?,
             Sub::Heal { node } => Lab::attach(name)?.heal(&node)?,
             Sub::Load { binary } => {
-                let binary = binary.map_or_else(steelyard_lab::steelyard_binary, Ok)?;
+                let binary = binary.map_or_else(|| steelyard_lab::steelyard_binary(&Progress::new()), Ok)?;
                 Lab::attach(name)?.load(&binary)?;
             }
             Sub::Logs { names, lines } => report::logs(&Layout::from_env(name)?, &names, lines)?,
+            Sub::Build => {
+                let progress = Progress::new();
+                let mut say = |text: &str| progress.say(text);
+                images::ensure(&programs::ensure(&mut say)?, &mut say)?;
+                progress.say("programs and images are there");
+            }
+            Sub::Image => {
+                let archive = images::steelyard(&steelyard_lab::steelyard_binary(&Progress::new())?, images::STEELYARD)?;
+                writeln!(std::io::stdout().lock(), "{}", archive.display())?;
+            }
             Sub::Init { spec } => steelyard_lab::init::main(&spec)?,
             Sub::Guardian => steelyard_lab::guard(&Layout::from_env(name)?)?,
         }

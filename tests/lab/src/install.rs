@@ -5,12 +5,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::images;
 use crate::lab::Lab;
 use crate::layout::{API_PORT, Member};
 use crate::machine;
 use crate::node::CONTAINERD;
+use crate::progress::Progress;
 use crate::run::run_from_file;
-use crate::images;
 
 /// Namespace and release name of the chart.
 const NAMESPACE: &str = "steelyard-system";
@@ -23,7 +24,7 @@ impl Lab {
     /// If the chart or the binary is missing, or it does not become ready.
     pub fn install_steelyard(&self, binary: &Path, extra: &[&str]) -> Result<()> {
         let chart = chart()?;
-        self.import(&images::steelyard(binary)?)?;
+        self.import(&images::steelyard(binary, images::STEELYARD)?)?;
         let chart = chart.display().to_string();
         // Without kube-proxy the agent cannot reach the API server by its Service: it is what makes that work.
         let host = format!("apiServer.host={}", Member::Control.ipv4());
@@ -40,7 +41,7 @@ impl Lab {
     /// # Errors
     /// If a node refuses it, or the restart does not come to its end.
     pub fn load(&self, binary: &Path) -> Result<()> {
-        self.import(&images::steelyard(binary)?)?;
+        self.import(&images::steelyard(binary, images::STEELYARD)?)?;
         let ours = ["deployments,daemonsets", "--selector", "app.kubernetes.io/name=steelyard"];
         let namespace = ["--namespace", NAMESPACE];
         self.kubectl(&[&["rollout", "restart"][..], &ours, &namespace].concat())?;
@@ -92,17 +93,13 @@ fn chart() -> Result<PathBuf> {
     )
 }
 
-/// The binary to make the image of: what `STEELYARD_BIN` names, else the one built beside the lab's.
+/// The binary to make the image of: what `STEELYARD_BIN` names, else a static one that is built now.
 ///
 /// # Errors
-/// If there is none.
-pub fn steelyard_binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("STEELYARD_BIN").map(PathBuf::from) {
-        return Ok(path);
+/// If it cannot be built.
+pub fn steelyard_binary(progress: &Progress) -> Result<PathBuf> {
+    match std::env::var_os("STEELYARD_BIN").map(PathBuf::from) {
+        Some(path) => Ok(path),
+        None => images::steelyard_binary(&mut |text| progress.say(text)),
     }
-    let beside = machine::binary()?.with_file_name("steelyard");
-    if !beside.is_file() {
-        bail!("{} is not built; build it, or set STEELYARD_BIN, or give --without-datapath", beside.display());
-    }
-    Ok(beside)
 }

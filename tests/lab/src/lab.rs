@@ -50,14 +50,8 @@ impl Options {
     /// # Errors
     /// If `STEELYARD_LAB` is not a lab's name.
     pub fn from_env() -> Result<Self> {
-        Ok(Self { name: name_from_env()?.unwrap_or("lab".parse()?), nodes: 3, datapath: Datapath::None })
+        Ok(Self { name: LabName::from_env()?, nodes: 3, datapath: Datapath::None })
     }
-}
-
-/// The name that the variable `STEELYARD_LAB` holds.
-pub(crate) fn name_from_env() -> Result<Option<LabName>> {
-    let text = std::env::var("STEELYARD_LAB").ok().filter(|text| !text.is_empty());
-    text.map(|text| text.parse()).transpose()
 }
 
 /// What `up` leaves for those who come after it.
@@ -158,7 +152,7 @@ impl Lab {
         lab.apply(&manifests::coredns())?;
         lab.wait_for_nodes(progress)?;
         if options.datapath == Datapath::Steelyard {
-            lab.install_steelyard(&steelyard_binary()?, &[])?;
+            lab.install_steelyard(&steelyard_binary(progress)?, &[])?;
             progress.say("Steelyard is installed");
         }
         if options.datapath != Datapath::None {
@@ -326,13 +320,14 @@ fn take_down(layout: &Layout) -> Result<bool> {
     let found = hierarchies.exists(&layout.cgroup()) || !namespaces.is_empty() || layout.record().exists();
 
     kill_inhabitants(&namespaces)?;
-    for member in Member::all(MOST_NODES) {
-        machine::pid(layout, member);
-    }
     hierarchies.remove(&layout.cgroup())?;
     // An init that was just being started had not joined the cgroup when we looked.
     kill_inhabitants(&namespaces)?;
     hierarchies.remove(&layout.cgroup())?;
+    for member in Member::all(MOST_NODES) {
+        let ended = || Ok(machine::pid(layout, member).is_none().then_some(()));
+        wait(&format!("{member} to end"), Duration::from_secs(10), ended)?;
+    }
     for name in &namespaces {
         netns::delete(name)?;
     }

@@ -32,6 +32,23 @@ pub const API_PORT: u16 = 6443;
 pub struct LabName(String);
 
 impl LabName {
+    /// The name that the variable `STEELYARD_LAB` holds, else `lab`.
+    ///
+    /// # Errors
+    /// If that is no lab's name.
+    pub fn from_env() -> Result<Self> {
+        Self::named_by_env()?.map_or_else(|| "lab".parse(), Ok)
+    }
+
+    /// The name that the variable `STEELYARD_LAB` holds, if it holds anything.
+    ///
+    /// # Errors
+    /// If that is no lab's name.
+    pub fn named_by_env() -> Result<Option<Self>> {
+        let text = std::env::var("STEELYARD_LAB").ok().filter(|text| !text.is_empty());
+        text.map(|text| text.parse().context("STEELYARD_LAB")).transpose()
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

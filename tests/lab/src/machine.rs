@@ -75,11 +75,14 @@ pub fn kill_machine(layout: &Layout, member: Member) -> Result<()> {
 pub fn pid(layout: &Layout, member: Member) -> Option<Pid> {
     let text = fs::read_to_string(pid_file(layout, member)).ok()?;
     let (pid, then) = text.trim().split_once(' ')?;
-    let pid = pid.parse().ok()?;
-    // If this very process started it, it must also collect it.
-    waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)).ok();
+    let pid = Pid::from_raw(pid.parse().ok()?);
     // The number may belong to somebody else by now.
-    (born(pid)? == then).then_some(Pid::from_raw(pid))
+    if born(pid.as_raw()).is_some_and(|born| born == then) {
+        return Some(pid);
+    }
+    // If this very process started it, it must also collect it.
+    waitpid(pid, Some(WaitPidFlag::WNOHANG)).ok();
+    None
 }
 
 /// When a process was started (proc(5) stat, field 22), unless it is dead.

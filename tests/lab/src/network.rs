@@ -72,9 +72,10 @@ pub fn set_port(layout: &Layout, member: Member, up: bool) -> Result<()> {
 
 /// Let the bridge drop every frame of a member, which keeps its carrier; or let them pass again.
 pub fn set_forwarding(layout: &Layout, member: Member, forwarding: bool) -> Result<()> {
-    // Port states of `bridge link`: 0 disabled, 3 forwarding.
-    let state = if forwarding { 3 } else { 0 };
-    ip(&layout.fabric(), &format!("link set {member} type bridge_slave state {state}\n"))
+    // 0 is disabled, 3 is forwarding. `ip link set … type bridge_slave state 0` has no effect.
+    let state = if forwarding { "3" } else { "0" };
+    let (fabric, port) = (layout.fabric(), member.to_string());
+    run(Command::new("bridge").args(["-n", &fabric, "link", "set", "dev", &port, "state", state])).map(drop)
 }
 
 /// What the bridge says of a member's port: `(up, forwarding)`.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 
+use crate::images::PAUSE;
 use crate::init::{Condition, Program, Spec};
 use crate::layout::{DNS_SERVICE, Layout, Member, POD_RANGES, pods_v4, pods_v6};
 
@@ -147,12 +148,9 @@ state = '/run/containerd'
       BinaryName = '{bin}/runc'
       SystemdCgroup = false
 ",
-        pause = PAUSE_IMAGE,
+        pause = PAUSE,
     ))
 }
-
-/// The image of every pod's first container.
-pub const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10.2";
 
 fn kubelet_config(layout: &Layout, node: Member, resolv_conf: &str) -> String {
     let pki = layout.pki();

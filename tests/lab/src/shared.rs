@@ -8,29 +8,35 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result};
 use nix::unistd::setsid;
 
-use crate::lab::{Datapath, Lab, Options, name_from_env};
+use crate::lab::{Datapath, Lab, Options};
 use crate::layout::{LabName, Layout};
 use crate::{Progress, lab, machine};
 
 /// Waits in a process of its own until this value is gone, then takes the lab down.
 #[derive(Debug)]
-pub(crate) struct Guardian(Child);
+pub(crate) struct Guardian {
+    process: Child,
+    layout: Layout,
+}
 
 impl Guardian {
     /// Watch over the lab `name`.
     pub(crate) fn appoint(name: &LabName) -> Result<Self> {
+        let layout = Layout::from_env(name.clone())?;
         let mut command = Command::new(machine::binary()?);
         command.args(["--name", name.as_str(), "guardian"]);
         // Its standard input ends when this process does.
         command.stdin(Stdio::piped()).stdout(Stdio::null());
-        Ok(Self(command.spawn().context("failed to start the lab's guardian")?))
+        Ok(Self { process: command.spawn().context("failed to start the lab's guardian")?, layout })
     }
 }
 
 impl Drop for Guardian {
     fn drop(&mut self) {
-        // Lets go of its standard input, and stays until the lab is down.
-        self.0.wait().ok();
+        // The lab's machines are children of this process, so it is this one that should collect them. What fails here
+        // is tried again by the guardian, which says so: `wait` lets go of its standard input.
+        lab::down(&self.layout).ok();
+        self.process.wait().ok();
     }
 }
 
@@ -56,7 +62,7 @@ impl Lab {
         if let Some(lab) = *shared {
             return Ok(lab);
         }
-        let lab = match name_from_env()? {
+        let lab = match LabName::named_by_env()? {
             Some(name) => Self::attach(name)?,
             None => {
                 let name: LabName = format!("test-{}", std::process::id()).parse()?;

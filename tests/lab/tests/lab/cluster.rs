@@ -10,7 +10,6 @@ use crate::{alone, lab_with_web, web_pods};
 const LIMIT: Duration = Duration::from_secs(5);
 
 #[test]
-#[ignore = "needs root and a lab"]
 fn pods_reach_pods_of_other_nodes_in_both_families() {
     let _alone = alone();
     let lab = lab_with_web();
@@ -29,7 +28,6 @@ fn pods_reach_pods_of_other_nodes_in_both_families() {
 }
 
 #[test]
-#[ignore = "needs root and a lab"]
 fn clients_reach_services_but_not_pods() {
     let _alone = alone();
     let lab = lab_with_web();
@@ -53,7 +51,6 @@ fn clients_reach_services_but_not_pods() {
 }
 
 #[test]
-#[ignore = "needs root and a lab"]
 fn the_api_server_reaches_pods_and_pods_resolve_names() {
     let _alone = alone();
     let lab = lab_with_web();
@@ -69,7 +66,6 @@ fn the_api_server_reaches_pods_and_pods_resolve_names() {
 }
 
 #[test]
-#[ignore = "needs root and a lab"]
 fn nodes_are_what_the_upstream_suite_expects() {
     let _alone = alone();
     let lab = lab_with_web();
@@ -89,7 +85,6 @@ fn nodes_are_what_the_upstream_suite_expects() {
 }
 
 #[test]
-#[ignore = "needs root and a lab"]
 fn sctp_associations_open_by_raw_packets() {
     let _alone = alone();
     let lab = lab_with_web();

@@ -46,7 +46,6 @@ fn files_outside() -> BTreeSet<String> {
 }
 
 #[test]
-#[ignore = "needs root and a lab"]
 fn down_leaves_nothing_but_logs() {
     let _alone = alone();
     let layout = layout("leaves-nothing");
@@ -70,7 +69,6 @@ fn down_leaves_nothing_but_logs() {
 }
 
 #[test]
-#[ignore = "needs root and a lab"]
 fn up_after_a_kill_starts_anew() {
     let _alone = alone();
     let layout = layout("killed");
@@ -92,7 +90,6 @@ fn up_after_a_kill_starts_anew() {
 }
 
 #[test]
-#[ignore = "needs root and a lab"]
 fn two_labs_run_side_by_side() {
     let _alone = alone();
     let progress = Progress::new();

@@ -1,4 +1,4 @@
-//! The lab tried as a whole: `cargo test -p steelyard-lab --test lab -- --ignored` (as root, some minutes).
+//! The lab tried as a whole: `cargo test -p steelyard-lab --test lab` (as root, some minutes).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 
@@ -53,6 +53,17 @@ fn lab_with_web() -> &'static Lab {
     let nodes = lab.nodes().count();
     wait("a test server on every node", Duration::from_secs(60), || {
         Ok((web_pods(lab)?.iter().filter(|pod| pod.ready).count() == nodes).then_some(()))
+    })
+    .unwrap();
+    wait("the node ports to be open on every node", Duration::from_secs(30), || {
+        let client = lab.at(&Place::Client)?;
+        for node in lab.nodes() {
+            for address in [node.ipv4().into(), node.ipv6().into()] {
+                let port = std::net::SocketAddr::new(address, 30080);
+                client.http_get(&format!("http://{port}/hostname"), Duration::from_secs(1))?;
+            }
+        }
+        Ok(Some(()))
     })
     .unwrap();
     lab

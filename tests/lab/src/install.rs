@@ -5,12 +5,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::images;
 use crate::lab::Lab;
 use crate::layout::{API_PORT, Member};
 use crate::machine;
 use crate::node::CONTAINERD;
 use crate::run::run_from_file;
-use crate::images;
 
 /// Namespace and release name of the chart.
 const NAMESPACE: &str = "steelyard-system";
@@ -23,12 +23,13 @@ impl Lab {
     /// If the chart or the binary is missing, or it does not become ready.
     pub fn install_steelyard(&self, binary: &Path, extra: &[&str]) -> Result<()> {
         let chart = chart()?;
-        self.import(&images::steelyard(binary)?)?;
+        self.import(&images::steelyard(binary, images::STEELYARD)?)?;
         let chart = chart.display().to_string();
         // Without kube-proxy the agent cannot reach the API server by its Service: it is what makes that work.
         let host = format!("apiServer.host={}", Member::Control.ipv4());
         let port = format!("apiServer.port={API_PORT}");
-        let mut arguments = vec!["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
+        let mut arguments =
+            vec!["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
         arguments.extend(["--set", &host, "--set", &port]);
         arguments.extend(extra);
         arguments.extend(["--wait", "--timeout", "90s"]);
@@ -40,7 +41,7 @@ impl Lab {
     /// # Errors
     /// If a node refuses it, or the restart does not come to its end.
     pub fn load(&self, binary: &Path) -> Result<()> {
-        self.import(&images::steelyard(binary)?)?;
+        self.import(&images::steelyard(binary, images::STEELYARD)?)?;
         let ours = ["deployments,daemonsets", "--selector", "app.kubernetes.io/name=steelyard"];
         let namespace = ["--namespace", NAMESPACE];
         self.kubectl(&[&["rollout", "restart"][..], &ours, &namespace].concat())?;
@@ -87,22 +88,19 @@ fn chart() -> Result<PathBuf> {
     let here = std::env::current_dir()?;
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
     let charts = here.ancestors().chain(built.ancestors()).map(|folder| folder.join("charts/steelyard"));
-    charts.into_iter().find(|chart| chart.join("Chart.yaml").is_file()).context(
-        "no charts/steelyard above this folder: run it in a checkout of Steelyard, or give --without-datapath",
-    )
+    charts
+        .into_iter()
+        .find(|chart| chart.join("Chart.yaml").is_file())
+        .context("no charts/steelyard above this folder: run it in a checkout of Steelyard, or give --without-datapath")
 }
 
-/// The binary to make the image of: what `STEELYARD_BIN` names, else the one built beside the lab's.
+/// The binary to make the image of: what `STEELYARD_BIN` names, else the static one that is built from this checkout.
 ///
 /// # Errors
-/// If there is none.
-pub fn steelyard_binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("STEELYARD_BIN").map(PathBuf::from) {
-        return Ok(path);
+/// If it cannot be built.
+pub fn steelyard_binary(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    match std::env::var_os("STEELYARD_BIN") {
+        Some(path) => Ok(path.into()),
+        None => images::steelyard_binary(progress),
     }
-    let beside = machine::binary()?.with_file_name("steelyard");
-    if !beside.is_file() {
-        bail!("{} is not built; build it, or set STEELYARD_BIN, or give --without-datapath", beside.display());
-    }
-    Ok(beside)
 }

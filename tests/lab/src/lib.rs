@@ -21,6 +21,7 @@
 pub mod api;
 pub mod cache;
 pub mod cgroup;
+pub mod conformance;
 mod control_plane;
 mod diagnose;
 mod failure;

@@ -41,7 +41,7 @@ mod pki;
 mod place;
 pub mod programs;
 mod progress;
-pub mod rootfs;
+mod rootfs;
 pub mod run;
 mod sctp;
 mod shared;

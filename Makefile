@@ -42,6 +42,7 @@ cases: ## Judge the flows of tests/cases by simulation and with real packets (ST
 .PHONY: e2e
 e2e: setup ## Test the lab, then Steelyard on it.
 	@$(LAB) build
+	@$(LAB) image
 	@failed=; \
 	cargo test --locked --package steelyard-lab --test lab -- --nocapture || failed=yes; \
 	cargo test --locked --test e2e -- --nocapture || failed=yes; \

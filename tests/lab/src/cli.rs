@@ -9,7 +9,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use steelyard_lab::{Datapath, Failure, Lab, LabName, Layout, Options, Place, Progress, images, programs};
+use steelyard_lab::{Datapath, Failure, Lab, LabName, Layout, Options, Place, Progress};
+use steelyard_lab::{conformance, images, programs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +23,7 @@ Examples:
   steelyard-lab fail node2 power-off      and heal node2
   steelyard-lab load                      the newly built binary onto all nodes
   steelyard-lab logs node1 kubelet        what a program of a machine said
+  steelyard-lab conformance --focus 'Services should be able to create a functioning NodePort service'
   steelyard-lab down";
 
 /// A real Kubernetes cluster in network namespaces, for trying and testing Steelyard.
@@ -100,7 +102,7 @@ enum Sub {
     },
     /// Put a newly built Steelyard on all nodes and restart it there.
     Load {
-        /// The binary; default: `STEELYARD_BIN`, else a static one that is built now.
+        /// The binary; default: `STEELYARD_BIN`, else the static one built from this checkout.
         #[arg(long)]
         binary: Option<PathBuf>,
     },
@@ -115,10 +117,12 @@ enum Sub {
         #[arg(long, default_value_t = 50)]
         lines: usize,
     },
-    /// Build the programs and images of the cluster, so that `up` need not.
+    /// Build all programs and images of the lab ahead of its first use.
     Build,
-    /// Make our container image and print where its archive is.
+    /// Build our container image; prints where its archive is.
     Image,
+    /// Run specs of the upstream e2e suite.
+    Conformance(conformance::Options),
     /// PID 1 of the lab's machines.
     #[command(hide = true)]
     Init {
@@ -142,7 +146,8 @@ impl Cli {
                 };
                 let progress = Progress::new();
                 let lab = Lab::start(&Options { name, nodes, datapath }, &progress)?;
-                progress.say(&format!("lab {} is up; `steelyard-lab --help` says what to do with it", lab.layout().name()));
+                progress
+                    .say(&format!("lab {} is up; `steelyard-lab --help` says what to do with it", lab.layout().name()));
             }
             Sub::Down { purge: false } => steelyard_lab::down(&Layout::from_env(name)?)?,
             Sub::Down { purge: true } => steelyard_lab::purge(&Layout::from_env(name)?)?,
@@ -153,7 +158,9 @@ impl Cli {
             Sub::Fail { node, failure } => Lab::attach(name)?.fail(&node, failure)?,
             Sub::Heal { node } => Lab::attach(name)?.heal(&node)?,
             Sub::Load { binary } => {
-                let binary = binary.map_or_else(|| steelyard_lab::steelyard_binary(&Progress::new()), Ok)?;
+                let progress = Progress::new();
+                let built = || steelyard_lab::steelyard_binary(&mut |text| progress.say(text));
+                let binary = binary.map_or_else(built, Ok)?;
                 Lab::attach(name)?.load(&binary)?;
             }
             Sub::Logs { names, lines } => report::logs(&Layout::from_env(name)?, &names, lines)?,
@@ -164,8 +171,16 @@ impl Cli {
                 progress.say("programs and images are there");
             }
             Sub::Image => {
-                let archive = images::steelyard(&steelyard_lab::steelyard_binary(&Progress::new())?, images::STEELYARD)?;
+                let progress = Progress::new();
+                let binary = steelyard_lab::steelyard_binary(&mut |text| progress.say(text))?;
+                let archive = images::steelyard(&binary, images::STEELYARD)?;
                 writeln!(std::io::stdout().lock(), "{}", archive.display())?;
+            }
+            Sub::Conformance(options) => {
+                let progress = Progress::new();
+                let outcome = conformance::run(&Lab::attach(name)?, &options, &mut |text| progress.say(text))?;
+                writeln!(std::io::stdout().lock(), "{outcome}")?;
+                return Ok(if outcome.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             }
             Sub::Init { spec } => steelyard_lab::init::main(&spec)?,
             Sub::Guardian => steelyard_lab::guard(&Layout::from_env(name)?)?,

@@ -29,7 +29,8 @@ impl Lab {
         // Without kube-proxy the agent cannot reach the API server by its Service: it is what makes that work.
         let host = format!("apiServer.host={}", Member::Control.ipv4());
         let port = format!("apiServer.port={API_PORT}");
-        let mut arguments = vec!["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
+        let mut arguments =
+            vec!["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
         arguments.extend(["--set", &host, "--set", &port]);
         arguments.extend(extra);
         arguments.extend(["--wait", "--timeout", "90s"]);
@@ -88,18 +89,19 @@ fn chart() -> Result<PathBuf> {
     let here = std::env::current_dir()?;
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
     let charts = here.ancestors().chain(built.ancestors()).map(|folder| folder.join("charts/steelyard"));
-    charts.into_iter().find(|chart| chart.join("Chart.yaml").is_file()).context(
-        "no charts/steelyard above this folder: run it in a checkout of Steelyard, or give --without-datapath",
-    )
+    charts
+        .into_iter()
+        .find(|chart| chart.join("Chart.yaml").is_file())
+        .context("no charts/steelyard above this folder: run it in a checkout of Steelyard, or give --without-datapath")
 }
 
-/// The binary to make the image of: what `STEELYARD_BIN` names, else a static one that is built now.
+/// The binary to make the image of: what `STEELYARD_BIN` names, else the static one that is built from this checkout.
 ///
 /// # Errors
 /// If it cannot be built.
-pub fn steelyard_binary(progress: &Progress) -> Result<PathBuf> {
-    match std::env::var_os("STEELYARD_BIN").map(PathBuf::from) {
-        Some(path) => Ok(path),
-        None => images::steelyard_binary(&mut |text| progress.say(text)),
+pub fn steelyard_binary(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    match std::env::var_os("STEELYARD_BIN") {
+        Some(path) => Ok(path.into()),
+        None => images::steelyard_binary(progress),
     }
 }

@@ -91,7 +91,8 @@ impl Lab {
         }
         let layout = Layout::from_env(options.name.clone())?;
         let lock = Lock::take(&layout)?;
-        if Record::read(&layout).is_ok_and(|record| record.complete) && machine::pid(&layout, Member::Control).is_some() {
+        if Record::read(&layout).is_ok_and(|record| record.complete) && machine::pid(&layout, Member::Control).is_some()
+        {
             bail!("lab {} is up already; `steelyard-lab down --name {0}` takes it down", layout.name());
         }
         if take_down(&layout)? {
@@ -126,6 +127,8 @@ impl Lab {
         for image in &images {
             refuse_masked("the image archive", image)?;
         }
+        let ours = options.datapath == Datapath::Steelyard;
+        let binary = ours.then(|| steelyard_binary(&mut say)).transpose()?;
         progress.say("programs and images are there");
 
         remove_folder(&layout.logs())?;
@@ -151,8 +154,8 @@ impl Lab {
         fs::write(&gate, "")?;
         lab.apply(&manifests::coredns())?;
         lab.wait_for_nodes(progress)?;
-        if options.datapath == Datapath::Steelyard {
-            lab.install_steelyard(&steelyard_binary(progress)?, &[])?;
+        if let Some(binary) = binary {
+            lab.install_steelyard(&binary, &[])?;
             progress.say("Steelyard is installed");
         }
         if options.datapath != Datapath::None {
@@ -216,9 +219,7 @@ impl Lab {
     pub fn get_raw(&self, path: &str) -> Result<serde_json::Value> {
         let client = self.client()?;
         let path = path.to_owned();
-        self.block_on(async move {
-            Ok(client.request::<serde_json::Value>(get(&path)?).await?)
-        })?
+        self.block_on(async move { Ok(client.request::<serde_json::Value>(get(&path)?).await?) })?
     }
 
     /// Take it down: nothing is left but logs.
@@ -230,7 +231,8 @@ impl Lab {
         let path = self.layout.machine_logs(Member::Control);
         wait("the API server to be ready", Duration::from_secs(60), || {
             let client = self.client()?;
-            let ready = self.block_on(async move { client.request_text(get("/readyz")?).await.map_err(anyhow::Error::from) })??;
+            let ready =
+                self.block_on(async move { client.request_text(get("/readyz")?).await.map_err(anyhow::Error::from) })??;
             Ok((ready == "ok").then_some(()))
         })
         .with_context(|| format!("logs are in {}", path.display()))
@@ -272,7 +274,8 @@ fn get(path: &str) -> Result<http::Request<Vec<u8>>> {
 pub(crate) fn is_ready(object: &serde_json::Value) -> bool {
     let conditions = object.pointer("/status/conditions").and_then(|conditions| conditions.as_array());
     conditions.into_iter().flatten().any(|condition| {
-        condition.get("type").is_some_and(|kind| kind == "Ready") && condition.get("status").is_some_and(|s| s == "True")
+        condition.get("type").is_some_and(|kind| kind == "Ready")
+            && condition.get("status").is_some_and(|s| s == "True")
     })
 }
 
@@ -389,7 +392,8 @@ impl Lock {
     pub(crate) fn take(layout: &Layout) -> Result<Self> {
         let path = layout.lock();
         wait(&format!("whoever brings lab {} up or down", layout.name()), LOCK_LIMIT, || {
-            fs::create_dir_all(layout.state()).with_context(|| format!("failed to create {}", layout.state().display()))?;
+            fs::create_dir_all(layout.state())
+                .with_context(|| format!("failed to create {}", layout.state().display()))?;
             // Keys of the cluster's administrator are below.
             fs::set_permissions(layout.state(), fs::Permissions::from_mode(0o700))?;
             let mut file = File::options().create(true).append(true).open(&path)?;

@@ -21,6 +21,7 @@
 pub mod api;
 pub mod cache;
 pub mod cgroup;
+pub mod conformance;
 mod control_plane;
 mod diagnose;
 mod failure;
@@ -40,7 +41,7 @@ mod pki;
 mod place;
 pub mod programs;
 mod progress;
-pub mod rootfs;
+mod rootfs;
 pub mod run;
 mod sctp;
 mod shared;

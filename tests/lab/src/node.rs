@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 
-use crate::images::PAUSE;
+use crate::images;
 use crate::init::{Condition, Program, Spec};
 use crate::layout::{DNS_SERVICE, Layout, Member, POD_RANGES, pods_v4, pods_v6};
 
@@ -77,7 +77,8 @@ pub fn spec(layout: &Layout, n: u8, plan: &NodePlan<'_>) -> Result<Spec> {
     programs.push(kubelet.env("PATH", &path));
     if plan.kube_proxy {
         let config = write("kube-proxy.yaml", kube_proxy_config(layout, node))?;
-        let proxy = Program::new("kube-proxy", [program("kube-proxy"), format!("--config={config}"), "-v=2".to_owned()]);
+        let proxy =
+            Program::new("kube-proxy", [program("kube-proxy"), format!("--config={config}"), "-v=2".to_owned()]);
         programs.push(proxy.env("PATH", &path).after(Condition::Exists(plan.gate.clone())));
     }
     Ok(Spec {
@@ -148,7 +149,7 @@ state = '/run/containerd'
       BinaryName = '{bin}/runc'
       SystemdCgroup = false
 ",
-        pause = PAUSE,
+        pause = images::PAUSE,
     ))
 }
 

@@ -101,7 +101,9 @@ pub fn select(endpoints: impl IntoIterator<Item = Endpoint>, place: Place<'_>, n
     selection.addresses_here = selection
         .all()
         .iter()
-        .filter(|address| endpoints.get(address).is_some_and(|found| found.node.as_ref().is_none_or(|at| at == place.node)))
+        .filter(|address| {
+            endpoints.get(address).is_some_and(|found| found.node.as_ref().is_none_or(|at| at == place.node))
+        })
         .map(SocketAddr::ip)
         .collect();
     selection

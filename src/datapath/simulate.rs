@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
-use super::entry::{
-    EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, Target, Treatment,
-};
+use super::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, Target, Treatment};
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
 

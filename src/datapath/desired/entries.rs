@@ -66,11 +66,8 @@ pub(super) fn wishes_of<'a>(
         }
         let slices = slices.clone().filter(|slice| slice.family == family);
         for port in &service.ports {
-            let name = ServicePortKey {
-                service: service.key.clone(),
-                port: port.name.clone(),
-                protocol: port.protocol,
-            };
+            let name =
+                ServicePortKey { service: service.key.clone(), port: port.name.clone(), protocol: port.protocol };
             wishes
                 .entry(EntryKey { port: name, family })
                 .or_insert_with(|| wish_of(service, port, family, slices.clone(), node));

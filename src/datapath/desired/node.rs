@@ -42,9 +42,10 @@ fn node_ports_of(
     }
     let is_primary_wanted = selectors.is_empty() || selectors.contains(&NodePortSelector::Primary);
     let primary = node.primary_address(family).filter(|_| is_primary_wanted);
-    let listed = local_addresses.iter().copied().filter(|address| {
-        Family::of(*address) == family && selectors.iter().any(|selector| selector.covers(*address))
-    });
+    let listed = local_addresses
+        .iter()
+        .copied()
+        .filter(|address| Family::of(*address) == family && selectors.iter().any(|selector| selector.covers(*address)));
     NodePortAddresses::These(primary.into_iter().chain(listed).collect())
 }
 
@@ -87,7 +88,11 @@ impl ClusterIps {
                 self.holders.remove(&address);
             }
             if is_held != all.contains(&address) {
-                if is_held { all.insert(address) } else { all.remove(&address) };
+                if is_held {
+                    all.insert(address)
+                } else {
+                    all.remove(&address)
+                };
                 changed.insert(address);
             }
         }

@@ -78,7 +78,7 @@ fn rewrite(value: &Value, blocks: &Blocks) -> Value {
                 (name.clone(), item)
             })
             .collect(),
-        other => other.clone(),
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_)) => other.clone(),
     }
 }
 

@@ -16,8 +16,9 @@ use std::fs;
 
 use serde_json::{Map, Value};
 
-/// The table that runs where no other is named.
-const BUILT_IN: &str = include_str!("../cases/service-proxy-flows.json");
+/// The tables that run where no other is named: upstream's facts, and our own in the same form.
+const BUILT_IN: [&str; 2] =
+    [include_str!("../cases/service-proxy-flows.json"), include_str!("../cases/steelyard-flows.json")];
 /// Names another file of the same form.
 const ENVIRONMENT: &str = "STEELYARD_CASES";
 /// The version of the form that we read.
@@ -41,7 +42,7 @@ pub struct CaseFile {
 }
 
 impl CaseFile {
-    /// Reads the file that the environment names, else the built-in one.
+    /// Reads the file that the environment names, else the built-in ones.
     pub fn load() -> Result<Self, String> {
         match std::env::var_os(ENVIRONMENT).filter(|path| !path.is_empty()) {
             Some(path) => {
@@ -49,13 +50,23 @@ impl CaseFile {
                 let text = fs::read_to_string(&path).map_err(|error| format!("{ENVIRONMENT}={shown}: {error}"))?;
                 Self::parse(&text).map_err(|error| format!("{ENVIRONMENT}={shown}: {error}"))
             }
-            None => Self::parse(BUILT_IN),
+            None => Ok(Self::built_in()),
         }
     }
 
-    /// Reads the built-in file.
+    /// Reads the built-in tables.
     pub fn built_in() -> Self {
-        Self::parse(BUILT_IN).expect("the built-in file is JSON")
+        let mut all = Self::default();
+        for text in BUILT_IN {
+            let Self { scenarios, selections, health_checks, conntrack, problems } =
+                Self::parse(text).expect("built-in tables are JSON");
+            all.scenarios.extend(scenarios);
+            all.selections.extend(selections);
+            all.health_checks.extend(health_checks);
+            all.conntrack = all.conntrack.or(conntrack);
+            all.problems.extend(problems);
+        }
+        all
     }
 
     /// Reads a file's text.
@@ -86,7 +97,7 @@ impl CaseFile {
         match without_remarks(content) {
             Value::Array(cases) => cases,
             Value::Null => Vec::new(),
-            _ => {
+            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
                 self.problems.push(format!("section `{section}` is no list"));
                 Vec::new()
             }
@@ -119,6 +130,6 @@ fn without_remarks(value: Value) -> Value {
                 .collect(),
         ),
         Value::Array(items) => Value::Array(items.into_iter().map(without_remarks).collect()),
-        other => other,
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => other,
     }
 }

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use steelyard_lab::{Datapath, Failure, Lab, LabName, Layout, Options, Place, Progress};
-use steelyard_lab::{conformance, images, programs};
+use steelyard_lab::{conformance, demo, images, programs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -121,6 +121,12 @@ enum Sub {
     Build,
     /// Build our container image; prints where its archive is.
     Image,
+    /// Show Steelyard at work: raise a lab, install, dial, power a node off, take all down; in plain words.
+    Demo {
+        /// Leave the lab up.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Run specs of the upstream e2e suite.
     Conformance(conformance::Options),
     /// PID 1 of the lab's machines.
@@ -176,6 +182,7 @@ impl Cli {
                 let archive = images::steelyard(&binary, images::STEELYARD)?;
                 writeln!(std::io::stdout().lock(), "{}", archive.display())?;
             }
+            Sub::Demo { keep } => demo::demo(name, keep)?,
             Sub::Conformance(options) => {
                 let progress = Progress::new();
                 let outcome = conformance::run(&Lab::attach(name)?, &options, &mut |text| progress.say(text))?;

@@ -23,6 +23,7 @@ pub mod cache;
 pub mod cgroup;
 pub mod conformance;
 mod control_plane;
+pub mod demo;
 mod diagnose;
 mod failure;
 mod http;

@@ -12,8 +12,8 @@ use std::fmt;
 
 use super::attribute::{close_nested, open_nested, put, put_nested, put_text, put_u32};
 use super::element::{ElementKind, ElementWriter};
-use super::expression::Expression;
-use super::set::Set;
+use super::expression::{Expression, InlineSet};
+use super::set::{Data, Field, Set};
 use super::{family_word, protocol_family};
 use crate::model::Family;
 
@@ -131,7 +131,8 @@ pub struct Batch {
     /// The name of the message with sequence number i + 1.
     labels: Vec<Label>,
     last: usize,
-    rules: usize,
+    /// The chain that the last rule was added to, and how many it had got.
+    rules: (Cow<'static, str>, usize),
 }
 
 impl Default for Batch {
@@ -145,12 +146,17 @@ impl Batch {
     pub fn new() -> Self {
         let mut bytes = Vec::new();
         put_batch_message(&mut bytes, BATCH_BEGIN, 0);
-        Self { bytes, labels: Vec::new(), last: 0, rules: 0 }
+        Self { bytes, labels: Vec::new(), last: 0, rules: (Cow::Borrowed(""), 0) }
     }
 
     /// Whether nothing was added yet.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// The messages so far, without the end.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Creates a table where there is none; the comment is shown by `nft list`.
@@ -200,34 +206,87 @@ impl Batch {
             });
         }
         self.close(start);
-        self.rules = 0;
     }
 
-    /// Appends a rule to a chain. Rules are counted from the chain's creation or from the last other chain's.
+    /// Appends a rule to a chain. The rules of one chain are added in one go, else errors misnumber them.
     pub fn add_rule(&mut self, table: Table, chain: &Cow<'static, str>, expressions: &[Expression]) {
         const TABLE: u16 = 1;
         const CHAIN: u16 = 2;
         const EXPRESSIONS: u16 = 4;
-        self.rules += 1;
-        let object = Object::Rule(chain.clone(), self.rules);
+        if self.rules.0 != *chain {
+            self.rules = (chain.clone(), 0);
+        }
+        self.rules.1 += 1;
+        let object = Object::Rule(chain.clone(), self.rules.1);
+        let inline: Vec<u32> =
+            expressions.iter().map(|expression| self.add_inline_set(table, &object, expression)).collect();
         let start = self.open(NEW_RULE, CREATE | APPEND, table, Action::Add, object);
         let out = &mut self.bytes;
         put_text(out, TABLE, table.name);
         put_text(out, CHAIN, chain);
         put_nested(out, EXPRESSIONS, |out| {
-            for expression in expressions {
-                put_nested(out, LIST_ELEMENT, |out| expression.encode(out));
+            for (expression, inline) in expressions.iter().zip(inline) {
+                put_nested(out, LIST_ELEMENT, |out| expression.encode(out, inline));
             }
         });
         self.close(start);
+    }
+
+    /// Creates and fills the set or map that stands inside an expression. Its number in the batch, 0 for none.
+    fn add_inline_set(&mut self, table: Table, rule: &Object, expression: &Expression) -> u32 {
+        match expression.inline_set() {
+            None => 0,
+            Some(InlineSet::Protocols(protocols)) => {
+                let set = Set::inline(Field::Protocol, None);
+                self.add_nameless_set(table, rule, &set, protocols, |protocol, element| element.key(&[*protocol]))
+            }
+            Some(InlineSet::Verdicts(verdicts)) => {
+                let set = Set::inline(Field::Priority, Some(Data::Verdict));
+                self.add_nameless_set(table, rule, &set, verdicts, |(key, verdict), element| {
+                    element.key(&key.to_ne_bytes());
+                    element.verdict(verdict);
+                })
+            }
+        }
+    }
+
+    fn add_nameless_set<T>(
+        &mut self,
+        table: Table,
+        rule: &Object,
+        set: &Set,
+        elements: &[T],
+        write: impl Fn(&T, &mut ElementWriter<'_>),
+    ) -> u32 {
+        const TABLE: u16 = 1;
+        const NAME: u16 = 2;
+        const ELEMENTS: u16 = 3;
+        const ID: u16 = 4;
+        let start = self.open(NEW_SET, CREATE, table, Action::Add, rule.clone());
+        let id = self.last_sequence();
+        let size = u32::try_from(elements.len()).unwrap_or(u32::MAX);
+        set.encode(&mut self.bytes, table.name, id, size);
+        self.close(start);
+        let start = self.open(NEW_ELEMENTS, CREATE, table, Action::Add, rule.clone());
+        let out = &mut self.bytes;
+        put_text(out, TABLE, table.name);
+        put_text(out, NAME, set.name);
+        put_u32(out, ID, id);
+        put_nested(out, ELEMENTS, |out| {
+            for element in elements {
+                ElementWriter::new(out, ElementKind::Whole).write(|writer| write(element, writer));
+            }
+        });
+        self.close(start);
+        id
     }
 
     /// Creates a set or map.
     pub fn add_set(&mut self, table: Table, set: &Set) {
         let start = self.open(NEW_SET, CREATE, table, Action::Add, Object::Set(set.name));
         // Any number that is unique in the batch; the kernel wants one though we refer to sets by name.
-        let id = u32::try_from(self.labels.len()).unwrap_or(u32::MAX);
-        set.encode(&mut self.bytes, table.name, id);
+        let id = self.last_sequence();
+        set.encode(&mut self.bytes, table.name, id, 0);
         self.close(start);
     }
 

@@ -129,10 +129,15 @@ pub enum Expression {
     Contained(Register, &'static str),
     /// Goes on if it has not.
     NotContained(Register, &'static str),
+    /// Goes on if the transport protocol in the register is one of these: `{ tcp, udp, sctp }`.
+    ProtocolIn(Register, &'static [u8]),
     /// Replaces the key by the map's value for it; goes on if there is one.
     Map(Register, &'static str),
     /// Takes the map's verdict for the key; goes on if there is none.
     VerdictMap(Register, &'static str),
+    /// Takes the verdict that is listed for the priority in the register; goes on if there is none:
+    /// `vmap { c000:0 : goto frontend }`.
+    PriorityVerdict(Register, Vec<(u32, Verdict)>),
     /// Loads a number in the machine's byte order.
     Number(Register, u32),
     /// Ends the rule with a verdict.
@@ -156,6 +161,15 @@ pub enum Expression {
     RejectPortUnreachable(Family),
 }
 
+/// A set or map that stands inside a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InlineSet<'a> {
+    /// Transport protocols.
+    Protocols(&'a [u8]),
+    /// Verdicts by priority.
+    Verdicts(&'a [(u32, Verdict)]),
+}
+
 /// `fib … type local`: `RTN_LOCAL`.
 pub(super) const LOCAL_ADDRESS: u32 = 2;
 
@@ -165,7 +179,18 @@ impl Expression {
         [Self::FibType(of, scratch), Self::Compare(scratch, Compared::Equal, LOCAL_ADDRESS)]
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    /// The set or map that stands inside the expression and that a batch has to make first.
+    pub(super) fn inline_set(&self) -> Option<InlineSet<'_>> {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "only two kinds have one")]
+        match self {
+            Self::ProtocolIn(_, protocols) => Some(InlineSet::Protocols(protocols)),
+            Self::PriorityVerdict(_, verdicts) => Some(InlineSet::Verdicts(verdicts)),
+            _ => None,
+        }
+    }
+
+    /// `inline` is the number, in the batch, of the set that [`Self::inline_set`] describes.
+    pub(super) fn encode(&self, out: &mut Vec<u8>, inline: u32) {
         match self {
             Self::Meta(key, to) => encode(out, "meta", |out| {
                 put_u32(out, 2, *key as u32);
@@ -201,10 +226,14 @@ impl Expression {
                 put_u32(out, 2, *how as u32);
                 put_nested(out, 3, |out| put(out, DATA_VALUE, &number.to_ne_bytes()));
             }),
-            Self::Contained(key, set) => encode_lookup(out, set, *key, None, false),
-            Self::NotContained(key, set) => encode_lookup(out, set, *key, None, true),
-            Self::Map(key, map) => encode_lookup(out, map, *key, Some(key.number()), false),
-            Self::VerdictMap(key, map) => encode_lookup(out, map, *key, Some(Register::VERDICT), false),
+            Self::Contained(key, set) => encode_lookup(out, set, *key, None, |_| {}),
+            Self::NotContained(key, set) => encode_lookup(out, set, *key, None, |out| put_u32(out, 5, 1)),
+            Self::Map(key, map) => encode_lookup(out, map, *key, Some(key.number()), |_| {}),
+            Self::VerdictMap(key, map) => encode_lookup(out, map, *key, Some(Register::VERDICT), |_| {}),
+            Self::ProtocolIn(key, _) => encode_lookup(out, "__set%d", *key, None, |out| put_u32(out, 4, inline)),
+            Self::PriorityVerdict(key, _) => {
+                encode_lookup(out, "__map%d", *key, Some(Register::VERDICT), |out| put_u32(out, 4, inline));
+            }
             Self::Number(to, number) => encode(out, "immediate", |out| {
                 put_u32(out, 1, to.number());
                 put_nested(out, 2, |out| put(out, DATA_VALUE, &number.to_ne_bytes()));
@@ -254,16 +283,14 @@ fn encode(out: &mut Vec<u8>, name: &str, fill: impl FnOnce(&mut Vec<u8>)) {
     put_nested(out, DATA, fill);
 }
 
-fn encode_lookup(out: &mut Vec<u8>, set: &str, key: Register, to: Option<u32>, is_inverted: bool) {
+fn encode_lookup(out: &mut Vec<u8>, set: &str, key: Register, to: Option<u32>, more: impl FnOnce(&mut Vec<u8>)) {
     encode(out, "lookup", |out| {
         put_text(out, 1, set);
         put_u32(out, 2, key.number());
         if let Some(to) = to {
             put_u32(out, 3, to);
         }
-        if is_inverted {
-            put_u32(out, 5, 1);
-        }
+        more(out);
     });
 }
 
@@ -290,7 +317,7 @@ mod tests {
 
     fn encoded(expression: &Expression) -> (String, Vec<u8>) {
         let mut out = Vec::new();
-        expression.encode(&mut out);
+        expression.encode(&mut out, 0);
         let attributes = Attributes(&out);
         let name = attributes.find(1).map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned());
         (name.unwrap(), attributes.find(2).unwrap().to_vec())

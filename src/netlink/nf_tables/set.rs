@@ -43,6 +43,8 @@ pub enum SetKind {
     Exact,
     /// In ranges.
     Interval,
+    /// By equality, inside one rule: nameless and never changed.
+    Inline,
 }
 
 /// A set, or with data a map.
@@ -130,7 +132,14 @@ impl Set {
         Self { name, kind: SetKind::Exact, key, data: Some(Data::Verdict) }
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>, table: &str, id: u32) {
+    /// A set or map written inside a rule, as in `meta l4proto { tcp, udp }`; the kernel replaces the `%d`.
+    pub(super) fn inline(field: Field, data: Option<Data>) -> Self {
+        let name = if data.is_some() { "__map%d" } else { "__set%d" };
+        Self { name, kind: SetKind::Inline, key: vec![field], data }
+    }
+
+    /// `size` is how many elements an inline one gets.
+    pub(super) fn encode(&self, out: &mut Vec<u8>, table: &str, id: u32, size: u32) {
         const TABLE: u16 = 1;
         const NAME: u16 = 2;
         const FLAGS: u16 = 3;
@@ -139,6 +148,7 @@ impl Set {
         const DATA_TYPE: u16 = 6;
         const DATA_LENGTH: u16 = 7;
         const DESCRIPTION: u16 = 9;
+        const SIZE: u16 = 1;
         const ID: u16 = 10;
         const USERDATA: u16 = 13;
         put_text(out, TABLE, table);
@@ -159,6 +169,8 @@ impl Set {
         }
         if self.has_concatenated_ranges() {
             put_nested(out, DESCRIPTION, |out| encode_field_lengths(out, &self.key));
+        } else if self.kind == SetKind::Inline {
+            put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
         }
         put_u32(out, ID, id);
         put(out, USERDATA, &self.userdata());
@@ -170,13 +182,15 @@ impl Set {
 
     /// `NFT_SET_*`.
     fn flags(&self) -> u32 {
+        const ANONYMOUS_CONSTANT: u32 = 0x1 | 0x2;
         const INTERVAL: u32 = 0x4;
         const MAP: u32 = 0x8;
         const CONCATENATED: u32 = 0x80;
-        let mut flags = 0;
-        if self.kind == SetKind::Interval {
-            flags |= INTERVAL;
-        }
+        let mut flags = match self.kind {
+            SetKind::Exact => 0,
+            SetKind::Interval => INTERVAL,
+            SetKind::Inline => ANONYMOUS_CONSTANT,
+        };
         if self.data.is_some() {
             flags |= MAP;
         }

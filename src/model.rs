@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod endpoints;
+pub mod link;
 pub mod node;
 pub mod selector;
 pub mod service;

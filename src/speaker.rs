@@ -1,1 +1,4 @@
-//! To come.
+//! Announces addresses on the local network.
+
+pub mod l2;
+pub mod metrics;

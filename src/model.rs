@@ -1,6 +1,7 @@
 //! What we work with: checked once at the edge, then trusted. Pure.
 
 pub mod address;
+pub mod advertisement;
 pub mod endpoints;
 pub mod link;
 pub mod node;

@@ -1,8 +1,11 @@
 //! What we work with: checked once at the edge, then trusted. Pure.
 
 pub mod address;
+pub mod claim;
 pub mod endpoints;
 pub mod node;
+pub mod pool;
+pub mod range;
 pub mod selector;
 pub mod service;
 

@@ -2,9 +2,13 @@
 
 pub mod address;
 pub mod advertisement;
+pub mod claim;
 pub mod endpoints;
 pub mod link;
 pub mod node;
+pub mod pool;
+pub mod programmed;
+pub mod range;
 pub mod selector;
 pub mod service;
 

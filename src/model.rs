@@ -1,8 +1,14 @@
 //! What we work with: checked once at the edge, then trusted. Pure.
 
 pub mod address;
+pub mod advertisement;
+pub mod claim;
 pub mod endpoints;
+pub mod link;
 pub mod node;
+pub mod pool;
+pub mod programmed;
+pub mod range;
 pub mod selector;
 pub mod service;
 pub mod service_cidr;

@@ -20,8 +20,8 @@ demo: setup ## Show Steelyard at work on a cluster in a box, then take it down (
 	@$(LAB) demo $(if $(KEEP),--keep)
 
 .PHONY: test
-test: setup ## Run all tests: checks, cases, end-to-end. Its last line is the total.
-	@tests/lab/tally.sh check cases e2e
+test: setup ## Run all tests: checks, cases, end-to-end, upstream. Its last line is the total.
+	@tests/lab/tally.sh check cases e2e upstream
 
 .PHONY: setup
 setup: ## Install the Debian packages that are missing; say what else is.
@@ -42,9 +42,24 @@ cases: ## Judge the flows of tests/cases by simulation and with real packets (ST
 .PHONY: e2e
 e2e: setup ## Test the lab, then Steelyard on it.
 	@$(LAB) build
+	@$(LAB) image
 	@failed=; \
 	cargo test --locked --package steelyard-lab --test lab -- --nocapture || failed=yes; \
 	cargo test --locked --test e2e -- --nocapture || failed=yes; \
+	test -z "$$failed"
+
+# One spec of the upstream suite, with the real kube-proxy and with our datapath, on a lab of its own.
+UPSTREAM_SPEC := Services should be able to create a functioning NodePort service
+
+.PHONY: upstream
+upstream: ## Run an upstream e2e spec, once with the real kube-proxy and once with Steelyard.
+	@tests/lab/setup.sh --conformance
+	@failed=; export STEELYARD_LAB=upstream; \
+	trap '$(LAB) down' EXIT; \
+	for datapath in --kube-proxy ''; do \
+		$(LAB) up $$datapath && $(LAB) conformance --focus '$(UPSTREAM_SPEC)' --label-filter sig-network || failed=yes; \
+		$(LAB) down; \
+	done; \
 	test -z "$$failed"
 
 .PHONY: conformance

@@ -6,12 +6,13 @@
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 /// Takes one line of what is going on, for a person who waits.
-pub type Progress<'a> = &'a mut dyn FnMut(&str);
+pub(crate) type Say<'a> = &'a mut dyn FnMut(&str);
 
 /// Temporary folders begin like this; those left behind by a kill are swept by the next holder of the lock.
 const UNFINISHED: &str = "unfinished-";
@@ -45,7 +46,7 @@ pub(crate) struct Part {
 
 impl Part {
     /// Locks the part `name`, waiting for another process that holds it.
-    pub(crate) fn lock(name: &str, progress: Progress<'_>) -> Result<Self> {
+    pub(crate) fn lock(name: &str, progress: Say<'_>) -> Result<Self> {
         let folder = folder()?.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("creating the cache folder {}", folder.display()))?;
         let path = folder.join(".lock");
@@ -61,7 +62,7 @@ impl Part {
             }
         }
         let part = Self { folder, _lock: lock };
-        part.sweep()?;
+        part.forget(UNFINISHED, Duration::ZERO)?;
         Ok(part)
     }
 
@@ -92,12 +93,17 @@ impl Part {
         Ok(target)
     }
 
-    fn sweep(&self) -> Result<()> {
+    /// Removes the entries whose names begin so and that were made longer ago than `age`.
+    pub(crate) fn forget(&self, prefix: &str, age: Duration) -> Result<()> {
         let entries = fs::read_dir(&self.folder).with_context(|| format!("reading {}", self.folder.display()))?;
         for entry in entries {
             let entry = entry.with_context(|| format!("reading {}", self.folder.display()))?;
-            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-                fs::remove_dir_all(entry.path()).with_context(|| format!("removing {}", entry.path().display()))?;
+            let is_old = || entry.metadata()?.modified().map(|made| made.elapsed().is_ok_and(|passed| passed >= age));
+            let path = entry.path();
+            if entry.file_name().to_string_lossy().starts_with(prefix)
+                && is_old().with_context(|| format!("looking at {}", path.display()))?
+            {
+                fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
             }
         }
         Ok(())
@@ -148,6 +154,29 @@ mod tests {
         assert_eq!(with(&all[..2]), Path::new("/x/steelyard"));
         assert_eq!(with(&all[..1]), Path::new("/h/.cache/steelyard"));
         assert!(choose_folder(|_| None).is_err());
+    }
+
+    #[test]
+    fn entries_appear_whole_or_not_at_all_and_are_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = File::create(folder.path().join(".lock")).unwrap();
+        let part = Part { folder: folder.path().to_owned(), _lock: lock };
+        let failed = part.make_folder("entry", |inside| {
+            fs::write(inside.join("half"), "").unwrap();
+            bail!("no space")
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "no space");
+        let names = || fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!(names(), [".lock"]);
+        for round in 0..2 {
+            let made =
+                part.make_folder("entry", |inside| Ok(fs::write(inside.join("round"), round.to_string())?)).unwrap();
+            assert_eq!(fs::read_to_string(made.join("round")).unwrap(), "0");
+        }
+        part.forget("entry", Duration::from_secs(3600)).unwrap();
+        assert_eq!(names().len(), 2);
+        part.forget("entry", Duration::ZERO).unwrap();
+        assert_eq!(names(), [".lock"]);
     }
 
     #[test]

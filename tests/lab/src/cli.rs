@@ -9,7 +9,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use steelyard_lab::{Conformance, Datapath, Failure, Lab, LabName, Layout, Options, Place, Progress, images, programs};
+use steelyard_lab::{Datapath, Failure, Lab, LabName, Layout, Options, Place, Progress};
+use steelyard_lab::{conformance, demo, images, programs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +23,7 @@ Examples:
   steelyard-lab fail node2 power-off      and heal node2
   steelyard-lab load                      the newly built binary onto all nodes
   steelyard-lab logs node1 kubelet        what a program of a machine said
+  steelyard-lab conformance --focus 'Services should be able to create a functioning NodePort service'
   steelyard-lab down";
 
 /// A real Kubernetes cluster in network namespaces, for trying and testing Steelyard.
@@ -100,7 +102,7 @@ enum Sub {
     },
     /// Put a newly built Steelyard on all nodes and restart it there.
     Load {
-        /// The binary; default: `STEELYARD_BIN`, else a static one that is built now.
+        /// The binary; default: `STEELYARD_BIN`, else the static one built from this checkout.
         #[arg(long)]
         binary: Option<PathBuf>,
     },
@@ -115,30 +117,18 @@ enum Sub {
         #[arg(long, default_value_t = 50)]
         lines: usize,
     },
-    /// Run specs of the upstream e2e suite against the lab, as the remote client.
-    ///
-    /// From then on the remote client has routes to pods. The suite is built the first time, which takes minutes.
-    Conformance {
-        /// Regular expression of the names to run.
-        #[arg(
-            long,
-            default_value = r"\[sig-network\] Services should be able to create a functioning NodePort service"
-        )]
-        focus: String,
-        /// Regular expression of the names to leave out.
-        #[arg(long)]
-        skip: Option<String>,
-        /// Label filter, as in: sig-network && !Slow
-        #[arg(long)]
-        labels: Option<String>,
-        /// How many processes; each takes 280 MB.
-        #[arg(long, default_value_t = 4)]
-        procs: u8,
-    },
-    /// Build the programs and images of the cluster, so that `up` need not.
+    /// Build all programs and images of the lab ahead of its first use.
     Build,
-    /// Make our container image and print where its archive is.
+    /// Build our container image; prints where its archive is.
     Image,
+    /// Show Steelyard at work: raise a lab, install, dial, power a node off, take all down; in plain words.
+    Demo {
+        /// Leave the lab up.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run specs of the upstream e2e suite.
+    Conformance(conformance::Options),
     /// PID 1 of the lab's machines.
     #[command(hide = true)]
     Init {
@@ -174,16 +164,12 @@ impl Cli {
             Sub::Fail { node, failure } => Lab::attach(name)?.fail(&node, failure)?,
             Sub::Heal { node } => Lab::attach(name)?.heal(&node)?,
             Sub::Load { binary } => {
-                let binary = binary.map_or_else(|| steelyard_lab::steelyard_binary(&Progress::new()), Ok)?;
+                let progress = Progress::new();
+                let built = || steelyard_lab::steelyard_binary(&mut |text| progress.say(text));
+                let binary = binary.map_or_else(built, Ok)?;
                 Lab::attach(name)?.load(&binary)?;
             }
             Sub::Logs { names, lines } => report::logs(&Layout::from_env(name)?, &names, lines)?,
-            Sub::Conformance { focus, skip, labels, procs } => {
-                let what = Conformance { focus, skip, labels, procs };
-                if !Lab::attach(name)?.run_conformance(&what, &Progress::new())? {
-                    return Ok(ExitCode::FAILURE);
-                }
-            }
             Sub::Build => {
                 let progress = Progress::new();
                 let mut say = |text: &str| progress.say(text);
@@ -191,9 +177,17 @@ impl Cli {
                 progress.say("programs and images are there");
             }
             Sub::Image => {
-                let archive =
-                    images::steelyard(&steelyard_lab::steelyard_binary(&Progress::new())?, images::STEELYARD)?;
+                let progress = Progress::new();
+                let binary = steelyard_lab::steelyard_binary(&mut |text| progress.say(text))?;
+                let archive = images::steelyard(&binary, images::STEELYARD)?;
                 writeln!(std::io::stdout().lock(), "{}", archive.display())?;
+            }
+            Sub::Demo { keep } => demo::demo(name, keep)?,
+            Sub::Conformance(options) => {
+                let progress = Progress::new();
+                let outcome = conformance::run(&Lab::attach(name)?, &options, &mut |text| progress.say(text))?;
+                writeln!(std::io::stdout().lock(), "{outcome}")?;
+                return Ok(if outcome.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             }
             Sub::Init { spec } => steelyard_lab::init::main(&spec)?,
             Sub::Guardian => steelyard_lab::guard(&Layout::from_env(name)?)?,

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -33,6 +34,9 @@ const PART: &str = "images";
 
 /// Raised when the same inputs give other archives.
 const KEY_VERSION: u32 = 1;
+
+/// How long an archive of ours is kept.
+const KEEP: Duration = Duration::from_secs(24 * 3600);
 
 /// The file in a cache entry.
 const ARCHIVE: &str = "image.tar";
@@ -84,6 +88,8 @@ pub fn steelyard(binary: &Path, reference: &str) -> Result<PathBuf> {
         binary.display()
     );
     let part = Part::lock(PART, &mut |_| {})?;
+    // Every build of ours leaves one; whoever made it has loaded it long since.
+    part.forget("steelyard-", KEEP)?;
     let entry = format!("steelyard-{}", Key::new("steelyard", KEY_VERSION).with(reference).with(&bytes).finish());
     let folder = part.make_folder(&entry, |folder| {
         let layer = program_layer(folder, "steelyard", binary)?;

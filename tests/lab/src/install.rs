@@ -7,10 +7,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::images;
 use crate::lab::Lab;
-use crate::layout::{API_PORT, Member};
+use crate::layout::{API_PORT, Member, POD_RANGES};
 use crate::machine;
 use crate::node::CONTAINERD;
-use crate::progress::Progress;
 use crate::run::run_from_file;
 
 /// Namespace and release name of the chart.
@@ -31,7 +30,9 @@ impl Lab {
         let port = format!("apiServer.port={API_PORT}");
         let mut arguments =
             vec!["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
-        arguments.extend(["--set", &host, "--set", &port]);
+        // Commas inside a value of --set part list entries.
+        let pods = format!("datapath.clusterCIDRs={{{POD_RANGES}}}");
+        arguments.extend(["--set", &host, "--set", &port, "--set", &pods]);
         arguments.extend(extra);
         arguments.extend(["--wait", "--timeout", "90s"]);
         self.helm(&arguments).map(drop)
@@ -95,13 +96,13 @@ fn chart() -> Result<PathBuf> {
         .context("no charts/steelyard above this folder: run it in a checkout of Steelyard, or give --without-datapath")
 }
 
-/// The binary to make the image of: what `STEELYARD_BIN` names, else a static one that is built now.
+/// The binary to make the image of: what `STEELYARD_BIN` names, else the static one that is built from this checkout.
 ///
 /// # Errors
 /// If it cannot be built.
-pub fn steelyard_binary(progress: &Progress) -> Result<PathBuf> {
-    match std::env::var_os("STEELYARD_BIN").map(PathBuf::from) {
-        Some(path) => Ok(path),
-        None => images::steelyard_binary(&mut |text| progress.say(text)),
+pub fn steelyard_binary(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    match std::env::var_os("STEELYARD_BIN") {
+        Some(path) => Ok(path.into()),
+        None => images::steelyard_binary(progress),
     }
 }

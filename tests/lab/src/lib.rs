@@ -21,8 +21,9 @@
 pub mod api;
 pub mod cache;
 pub mod cgroup;
-mod conformance;
+pub mod conformance;
 mod control_plane;
+pub mod demo;
 mod diagnose;
 mod down;
 mod failure;
@@ -38,6 +39,7 @@ mod manifests;
 pub mod netns;
 mod network;
 mod node;
+mod outside;
 mod pki;
 mod place;
 pub mod programs;
@@ -49,7 +51,6 @@ mod shared;
 mod up;
 mod wait;
 
-pub use conformance::Conformance;
 pub use diagnose::DiagnoseOnPanic;
 pub use down::{down, purge};
 pub use failure::Failure;

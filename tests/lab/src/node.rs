@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 
-use crate::images::PAUSE;
+use crate::images;
 use crate::init::{Condition, Program, Spec};
 use crate::layout::{DNS_SERVICE, Layout, Member, POD_RANGES, pods_v4, pods_v6};
 
@@ -149,7 +149,7 @@ state = '/run/containerd'
       BinaryName = '{bin}/runc'
       SystemdCgroup = false
 ",
-        pause = PAUSE,
+        pause = images::PAUSE,
     ))
 }
 

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::cache::{Key, Part, Progress};
+use crate::cache::{Key, Part, Say};
 use build::duration;
 use modules::MODULES;
 use recipes::{CLUSTER, CONFORMANCE, Kind, Recipe};
@@ -79,7 +79,7 @@ pub fn ensure_conformance(progress: &mut dyn FnMut(&str)) -> Result<ConformanceP
 fn ensure_set(
     name: &str,
     recipes: &[Recipe],
-    progress: Progress<'_>,
+    progress: Say<'_>,
     complete: impl FnOnce(&Workshop, &Path) -> Result<()>,
 ) -> Result<PathBuf> {
     let workshop = Workshop::open(progress)?;
@@ -131,7 +131,7 @@ struct Workshop {
 }
 
 impl Workshop {
-    fn open(progress: Progress<'_>) -> Result<Self> {
+    fn open(progress: Say<'_>) -> Result<Self> {
         let part = Part::lock("modules", progress)?;
         let key = MODULES.iter().fold(Key::new("modules", 1), |key, module| module.add_to(key)).finish();
         let modules = part.make_folder(&key, |folder| MODULES.iter().try_for_each(|module| module.write(folder)))?;
@@ -139,7 +139,7 @@ impl Workshop {
         Ok(Self { modules, go })
     }
 
-    fn build(&self, part: &Part, recipe: &Recipe, entry: &str, progress: Progress<'_>) -> Result<()> {
+    fn build(&self, part: &Part, recipe: &Recipe, entry: &str, progress: Say<'_>) -> Result<()> {
         let log = part.folder().join(format!("{}.log", recipe.name()));
         part.make_folder(entry, |folder| {
             let mut command = Command::new(&self.go.command);

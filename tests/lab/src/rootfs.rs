@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cache::{Key, Part, Progress};
+use crate::cache::{Key, Part, Say};
 use crate::images::layer::{Layer, LayerWriter};
 use crate::programs::build;
 
@@ -48,7 +48,7 @@ const LAYER: &str = "layer.tar";
 const DIGEST: &str = "digest";
 
 /// Makes sure that the base layer is there. Cold, that takes a minute or two and the network.
-pub(crate) fn ensure(progress: Progress<'_>) -> Result<Layer> {
+pub(crate) fn ensure(progress: Say<'_>) -> Result<Layer> {
     let suite = suite(&fs::read_to_string("/etc/os-release").unwrap_or_default());
     let mirror = std::env::var("STEELYARD_DEBIAN_MIRROR").ok().filter(|mirror| !mirror.is_empty());
     let key = Key::new("rootfs", KEY_VERSION).with(&suite).with(std::env::consts::ARCH).with(PACKAGES.join(" "));

@@ -54,6 +54,8 @@ impl Lab {
         for image in &images {
             refuse_masked("the image archive", image)?;
         }
+        let ours = options.datapath == Datapath::Steelyard;
+        let binary = ours.then(|| steelyard_binary(&mut say)).transpose()?;
         progress.say("programs and images are there");
 
         remove_folder(&layout.logs())?;
@@ -79,8 +81,8 @@ impl Lab {
         fs::write(&gate, "")?;
         lab.apply(&manifests::coredns())?;
         lab.wait_for_nodes(progress)?;
-        if options.datapath == Datapath::Steelyard {
-            lab.install_steelyard(&steelyard_binary(progress)?, &[])?;
+        if let Some(binary) = binary {
+            lab.install_steelyard(&binary, &[])?;
             progress.say("Steelyard is installed");
         }
         if options.datapath != Datapath::None {

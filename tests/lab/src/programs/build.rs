@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cache::Progress;
+use crate::cache::Say;
 
 /// Silence beyond this looks like a hang to a person.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ enum Event {
 }
 
 /// Runs `command` to its end. `what` names the work in progress lines and errors; all output goes to `log`.
-pub(crate) fn run(mut command: Command, what: &str, log: &Path, progress: Progress<'_>) -> Result<()> {
+pub(crate) fn run(mut command: Command, what: &str, log: &Path, progress: Say<'_>) -> Result<()> {
     let started = Instant::now();
     let mut log_file = fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
     // One pipe for both streams keeps their lines in order.
@@ -120,6 +120,14 @@ mod tests {
         assert!(error.starts_with("building it failed (exit status: 3)"), "{error}");
         assert!(error.contains("no such package") && error.contains("100"), "{error}");
         assert!(!error.contains("\n42\n"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_program_can_be_told_from_a_failure() {
+        let folder = tempfile::tempdir().unwrap();
+        let command = Command::new("steelyard-no-such-program");
+        let error = run(command, "building it", &folder.path().join("log"), &mut |_| {}).unwrap_err();
+        assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

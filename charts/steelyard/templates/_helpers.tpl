@@ -1,0 +1,50 @@
+{{/* The name of the release's objects. */}}
+{{- define "steelyard.name" -}}
+{{- if contains "steelyard" .Release.Name -}}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{- else -}}{{ printf "%s-steelyard" .Release.Name | trunc 52 | trimSuffix "-" }}{{- end -}}
+{{- end -}}
+
+{{- define "steelyard.selectorLabels" -}}
+app.kubernetes.io/name: steelyard
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "steelyard.labels" -}}
+{{ include "steelyard.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "steelyard.image" -}}
+{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) }}
+{{- end -}}
+
+{{- define "steelyard.serviceAccount.controller" -}}
+{{ .Values.serviceAccount.controller.name | default (printf "%s-controller" (include "steelyard.name" .)) }}
+{{- end -}}
+
+{{- define "steelyard.serviceAccount.node" -}}
+{{ .Values.serviceAccount.node.name | default (printf "%s-node" (include "steelyard.name" .)) }}
+{{- end -}}
+
+{{/* What every container of ours is told by its environment. */}}
+{{- define "steelyard.env" -}}
+- name: STEELYARD_LOG
+  value: {{ .Values.log | quote }}
+- name: STEELYARD_LOG_FORMAT
+  value: {{ .Values.logFormat | quote }}
+{{- with .Values.apiServer }}
+{{- if .host }}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ .host | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ .port | quote }}
+{{- end }}
+{{- end }}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: POD_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- name: NODE_NAME
+  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+{{- end -}}

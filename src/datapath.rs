@@ -1,0 +1,14 @@
+//! Forwards ClusterIP, NodePort and load-balancer traffic to endpoints.
+
+pub mod apply;
+pub mod desired;
+pub mod endpoints;
+pub mod entry;
+pub mod index;
+pub mod metrics;
+pub mod nft;
+pub mod plan;
+pub mod reconciler;
+pub mod settings;
+pub mod simulate;
+pub mod watch;

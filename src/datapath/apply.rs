@@ -1,0 +1,200 @@
+//! Programs the kernel: one transaction per turn, the whole table after a failure, and without an entry that it refuses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use thiserror::Error;
+
+use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
+use crate::datapath::nft::ids::Exhausted;
+use crate::datapath::nft::write;
+use crate::datapath::plan::{Belief, Scope};
+use crate::netlink::nf_tables::{Connection, ConnectionError};
+
+/// Why nothing was programmed. What was in the kernel before is there still.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// There is no way to the kernel.
+    #[error("failed to reach nf_tables")]
+    Connect(#[source] ConnectionError),
+    /// The kernel refuses even the table without any entry: too old, say, or without a module.
+    #[error("failed to program the empty table")]
+    Structure(#[source] ConnectionError),
+    /// The kernel refuses the entries together, and each half of them by itself not.
+    #[error("failed to program {entries} entries, and found none that is to blame")]
+    Entries {
+        /// How many.
+        entries: usize,
+        /// What the kernel said.
+        source: ConnectionError,
+    },
+    /// Our tables are still there.
+    #[error("failed to delete our tables")]
+    Cleanup(#[source] ConnectionError),
+}
+
+/// Why an entry is not programmed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Quarantine {
+    /// No number is left for it.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// The kernel refuses it.
+    #[error("the kernel refuses it: {0}")]
+    Refused(String),
+}
+
+/// What a turn did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Elements that went.
+    pub deleted: usize,
+    /// Elements that came.
+    pub added: usize,
+    /// The whole table was made anew.
+    pub is_rebuilt: bool,
+    /// Entries that are not programmed, with the reason. Each is tried again when it changes or at a resync.
+    pub quarantined: BTreeMap<EntryKey, Quarantine>,
+}
+
+/// Holds what is in the kernel to what it should be, in the network namespace that it was opened in.
+///
+/// Its functions block for as long as the kernel takes, up to some 0.1 s for 50,000 elements: call them outside the
+/// runtime's own threads.
+#[derive(Debug)]
+pub struct Programmer {
+    connection: Connection,
+    belief: Belief,
+    quarantined: BTreeMap<EntryKey, Quarantine>,
+    programmed: BTreeSet<IpAddr>,
+}
+
+impl Programmer {
+    /// Opens the way to the kernel, and changes nothing there.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Connect`].
+    pub fn new() -> Result<Self, ApplyError> {
+        Ok(Self {
+            connection: Connection::open().map_err(ApplyError::Connect)?,
+            belief: Belief::default(),
+            quarantined: BTreeMap::new(),
+            programmed: BTreeSet::new(),
+        })
+    }
+
+    /// Programs what changed.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel takes nothing. The next turn tries the whole table, whatever its scope.
+    pub fn apply(
+        &mut self,
+        entries: &BTreeMap<EntryKey, ForwardingEntry>,
+        scope: &Scope,
+        node: &NodeForwarding,
+    ) -> Result<Report, ApplyError> {
+        match scope {
+            Scope::All => self.quarantined.clear(),
+            Scope::Keys(keys) => self.quarantined.retain(|key, _| entries.contains_key(key) && !keys.contains(key)),
+        }
+        let is_whole = self.belief.is_nothing();
+        let scope = if is_whole { &Scope::All } else { scope };
+        let error = match self.attempt(entries, scope, node) {
+            Ok(report) => return Ok(report),
+            Err(error) => error,
+        };
+        tracing::warn!(%error, is_whole, "failed to program, rebuilding the whole table");
+        if !is_whole && let Ok(report) = self.attempt(entries, &Scope::All, node) {
+            return Ok(Report { is_rebuilt: true, ..report });
+        }
+        self.isolate(entries, node)?;
+        let report = self
+            .attempt(entries, &Scope::All, node)
+            .map_err(|source| ApplyError::Entries { entries: entries.len(), source })?;
+        Ok(Report { is_rebuilt: true, ..report })
+    }
+
+    /// The addresses that clients may dial now: in the kernel, as far as the last transaction that it took.
+    pub const fn programmed_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.programmed
+    }
+
+    /// Deletes our tables.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Cleanup`].
+    pub fn cleanup(&mut self) -> Result<(), ApplyError> {
+        self.belief.forget();
+        self.connection.commit(&write::cleanup_batch()).map_err(ApplyError::Cleanup)?;
+        self.programmed.clear();
+        Ok(())
+    }
+
+    /// Plans and commits; forgets on failure.
+    fn attempt(
+        &mut self,
+        entries: &BTreeMap<EntryKey, ForwardingEntry>,
+        scope: &Scope,
+        node: &NodeForwarding,
+    ) -> Result<Report, ConnectionError> {
+        let skipped = self.quarantined.keys().cloned().collect();
+        let (transaction, refused) = self.belief.update(entries, scope, node, &skipped);
+        let is_rebuilt = transaction.tables.iter().any(|table| table.is_new);
+        if !transaction.is_empty() {
+            if let Err(error) = self.connection.commit(&write::batch(&transaction)) {
+                self.belief.forget();
+                return Err(error);
+            }
+            self.programmed = self.belief.frontends().map(|(address, _)| address.ip()).collect();
+        }
+        self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
+        let (deleted, added) = transaction.size();
+        Ok(Report { deleted, added, is_rebuilt, quarantined: self.quarantined.clone() })
+    }
+
+    /// Finds the entries that the kernel refuses, by checks that change nothing, and quarantines them.
+    fn isolate(
+        &mut self,
+        entries: &BTreeMap<EntryKey, ForwardingEntry>,
+        node: &NodeForwarding,
+    ) -> Result<(), ApplyError> {
+        let keys: Vec<&EntryKey> = entries.keys().filter(|key| !self.quarantined.contains_key(key)).collect();
+        self.check(entries, &[], node).map_err(ApplyError::Structure)?;
+        let mut suspects = vec![&keys[..]];
+        while let Some(part) = suspects.pop() {
+            let Err(error) = self.check(entries, part, node) else { continue };
+            match part {
+                [] => {}
+                [key] => {
+                    tracing::error!(entry = %key.port, family = %key.family, %error, "the kernel refuses an entry");
+                    self.quarantined.insert((*key).clone(), Quarantine::Refused(error.to_string()));
+                }
+                part => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    suspects.extend([right, left]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel would take a new table with some of the entries.
+    fn check(
+        &mut self,
+        entries: &BTreeMap<EntryKey, ForwardingEntry>,
+        keys: &[&EntryKey],
+        node: &NodeForwarding,
+    ) -> Result<(), ConnectionError> {
+        let mut scratch = self.belief.clone();
+        scratch.forget();
+        let scope = Scope::Keys(keys.iter().map(|key| (*key).clone()).collect());
+        let (transaction, _) = scratch.update(entries, &scope, node, &BTreeSet::new());
+        self.connection.check(&write::batch(&transaction))
+    }
+}
+
+#[cfg(test)]
+mod tests;

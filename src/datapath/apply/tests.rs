@@ -1,0 +1,315 @@
+//! Against the real kernel, in network namespaces of their own.
+
+use std::time::Instant;
+
+use super::*;
+use crate::datapath::entry::{Frontend, NodePortAddresses, Treatment};
+use crate::datapath::nft::elements::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
+use crate::model::service::TrafficPolicy;
+use crate::model::{Family, Protocol};
+use crate::netlink::nf_tables::test::{in_new_namespace, nft};
+
+type Entries = BTreeMap<EntryKey, ForwardingEntry>;
+
+const FILTERED_LOCAL: Treatment = Treatment::External { policy: TrafficPolicy::Local, is_filtered: true };
+
+fn node() -> NodeForwarding {
+    NodeForwarding {
+        pod_cidrs: ["10.244.1.0/24", "10.244.2.0/24", "fd00:10:244::/64"].map(|text| text.parse().unwrap()).to_vec(),
+        masquerade_all: false,
+        node_ports: NodePortAddresses::These(
+            ["192.168.0.2", "2001:db8::2"].into_iter().map(|text| text.parse().unwrap()).collect(),
+        ),
+        service_cidrs: ["10.96.0.0/16", "fd00:10:96::/112"].map(|text| text.parse().unwrap()).to_vec(),
+        cluster_ips: ["10.96.0.1", "10.96.0.2", "fd00:10:96::1"].iter().map(|text| text.parse().unwrap()).collect(),
+    }
+}
+
+fn with(name: &str, family: Family, protocol: Protocol) -> EntryKey {
+    let mut key = key(name);
+    key.family = family;
+    key.port.protocol = protocol;
+    key
+}
+
+/// One of everything.
+fn entries() -> Entries {
+    let mut web = entry(
+        &[("10.96.0.1:80", INTERNAL), ("192.0.2.1:80", FILTERED_LOCAL), ("30001", EXTERNAL_LOCAL)],
+        "10.244.1.5:8080 10.244.2.5:8080 10.244.3.5:8080",
+    );
+    web.local = target("10.244.1.5:8080");
+    web.source_ranges = ["203.0.113.0/24", "198.51.100.7/32"].map(|text| text.parse().unwrap()).to_vec();
+    web.local_addresses = ["10.244.1.5".parse().unwrap()].into();
+    let mut six = entry(
+        &[("[fd00:10:96::1]:80", INTERNAL), ("[2001:db8:1::1]:80", FILTERED_LOCAL), ("30001", EXTERNAL)],
+        "[fd00:10:244::5]:8080 [fd00:10:245::5]:8080",
+    );
+    six.source_ranges = vec!["2001:db8:2::/48".parse().unwrap()];
+    six.local_addresses = ["fd00:10:244::5".parse().unwrap()].into();
+    six.local = target("drop");
+    [
+        (with("web", Family::V4, Protocol::Tcp), web),
+        (with("dns", Family::V4, Protocol::Udp), entry(&[("10.96.0.2:53", INTERNAL)], "reject")),
+        (with("web", Family::V6, Protocol::Tcp), six),
+    ]
+    .into()
+}
+
+fn listing() -> String {
+    nft(&["list", "ruleset"], "")
+}
+
+/// The listing with the elements of each set in order: the kernel gives them in the order of its hash.
+fn sorted_listing() -> String {
+    let mut out = String::new();
+    let text = listing();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some(first) = line.trim_start().strip_prefix("elements = { ") else {
+            out.push_str(line);
+            out.push('\n');
+            continue;
+        };
+        let mut list = first.to_owned();
+        while !list.ends_with('}') {
+            list.push_str(lines.next().unwrap().trim());
+        }
+        let mut elements: Vec<&str> = list.trim_end_matches(" }").split(',').map(str::trim).collect();
+        elements.sort_unstable();
+        for element in elements {
+            out.push_str("\t\telement ");
+            out.push_str(element);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn programmed(entries: &Entries) -> Programmer {
+    let mut programmer = Programmer::new().unwrap();
+    programmer.apply(entries, &Scope::All, &node()).unwrap();
+    programmer
+}
+
+/// Turns from one state to another by the keys that differ, and checks that a resync finds nothing left to do and that
+/// the kernel has what it would have without a history.
+fn turn(programmer: &mut Programmer, from: &Entries, to: &Entries) -> Report {
+    let keys: BTreeSet<EntryKey> = from.keys().chain(to.keys()).cloned().collect();
+    let keys = keys.into_iter().filter(|key| from.get(key) != to.get(key)).collect();
+    let report = programmer.apply(to, &Scope::Keys(keys), &node()).unwrap();
+    let again = programmer.apply(to, &Scope::All, &node()).unwrap();
+    assert_eq!((again.deleted, again.added, again.is_rebuilt), (0, 0, false));
+    report
+}
+
+#[test]
+fn the_ruleset_is_what_it_was() {
+    in_new_namespace(|| {
+        programmed(&entries());
+        insta::assert_snapshot!(sorted_listing());
+    });
+}
+
+#[test]
+fn the_listing_loads_again_and_lists_the_same() {
+    in_new_namespace(|| {
+        let mut node = node();
+        node.node_ports = NodePortAddresses::All;
+        node.pod_cidrs.clear();
+        Programmer::new().unwrap().apply(&entries(), &Scope::All, &node).unwrap();
+        let (text, sorted) = (listing(), sorted_listing());
+        in_new_namespace(|| {
+            nft(&["-c", "-f", "-"], &text);
+            nft(&["-f", "-"], &text);
+            assert_eq!(sorted_listing(), sorted);
+        });
+    });
+}
+
+#[test]
+fn a_change_touches_its_own_elements() {
+    in_new_namespace(|| {
+        let before = entries();
+        let mut programmer = programmed(&before);
+        let mut after = before.clone();
+        after.get_mut(&with("web", Family::V4, Protocol::Tcp)).unwrap().cluster =
+            target("10.244.1.5:8080 10.244.2.5:8080 10.244.3.5:8080 10.244.4.5:8080");
+        let report = turn(&mut programmer, &before, &after);
+        assert_eq!((report.deleted, report.added, report.is_rebuilt), (1, 2, false));
+        assert!(listing().contains("10.244.4.5 . 8080"));
+        let report = turn(&mut programmer, &after, &before);
+        assert_eq!((report.deleted, report.added), (2, 1));
+        assert!(!listing().contains("10.244.4.5 . 8080"));
+    });
+}
+
+#[test]
+fn every_kind_of_change_is_taken_without_a_rebuild() {
+    in_new_namespace(|| {
+        let web = with("web", Family::V4, Protocol::Tcp);
+        let mut state = entries();
+        let mut programmer = programmed(&state);
+        let mut step = |change: &dyn Fn(&mut ForwardingEntry)| {
+            let mut next = state.clone();
+            change(next.get_mut(&web).unwrap());
+            let report = turn(&mut programmer, &state, &next);
+            assert!(!report.is_rebuilt);
+            state = next;
+        };
+        step(&|entry| entry.source_ranges = vec!["203.0.0.0/16".parse().unwrap()]);
+        step(&|entry| entry.source_ranges = vec!["203.0.113.0/24".parse().unwrap()]);
+        step(&|entry| entry.source_ranges = vec!["0.0.0.0/0".parse().unwrap()]);
+        step(&|entry| entry.local = target("drop"));
+        step(&|entry| entry.cluster = target("reject"));
+        step(&|entry| {
+            entry.frontends.insert(Frontend::Address("192.0.2.1:80".parse().unwrap()), EXTERNAL);
+        });
+        step(&|entry| entry.frontends.clear());
+        step(&|entry| entry.frontends = entries()[&web].frontends.clone());
+        step(&|entry| entry.local_addresses.clear());
+    });
+}
+
+#[test]
+fn node_settings_change_in_place() {
+    in_new_namespace(|| {
+        let mut programmer = programmed(&entries());
+        for prefixes in [&["10.244.0.0/16"][..], &["10.244.1.0/24", "10.244.2.0/25"], &[], &["0.0.0.0/1"]] {
+            let mut node = node();
+            node.pod_cidrs = prefixes.iter().map(|text| text.parse().unwrap()).collect();
+            node.node_ports = NodePortAddresses::All;
+            let report = programmer.apply(&entries(), &Scope::Keys(BTreeSet::new()), &node).unwrap();
+            assert!(!report.is_rebuilt && report.added > 0, "{prefixes:?}: {report:?}");
+            listing();
+        }
+    });
+}
+
+#[test]
+fn a_foreign_flush_is_repaired_by_the_next_change() {
+    in_new_namespace(|| {
+        let before = entries();
+        let mut programmer = programmed(&before);
+        let expected = sorted_listing();
+        nft(&["flush", "ruleset"], "");
+        let web = with("web", Family::V4, Protocol::Tcp);
+        let mut changed = before.clone();
+        changed.remove(&web);
+        let report = programmer.apply(&changed, &Scope::Keys([web].into()), &node()).unwrap();
+        assert!(report.is_rebuilt);
+        turn(&mut programmer, &changed, &before);
+        assert_eq!(sorted_listing().lines().count(), expected.lines().count());
+    });
+}
+
+#[test]
+fn an_entry_that_the_kernel_refuses_is_left_out_alone() {
+    in_new_namespace(|| {
+        let mut state = entries();
+        let mut programmer = programmed(&state);
+        // No IPv6 address fits into a key of the IPv4 table.
+        let bad = with("bad", Family::V4, Protocol::Tcp);
+        for index in 0..20 {
+            let frontend = format!("10.96.1.{index}:80");
+            state.insert(key(&format!("good{index}")), entry(&[(&frontend, INTERNAL)], "10.244.1.5:80"));
+        }
+        state.insert(bad.clone(), entry(&[("[fd00:10:96::7]:80", INTERNAL)], "reject"));
+        let scope = Scope::Keys(state.keys().cloned().collect());
+        let report = programmer.apply(&state, &scope, &node()).unwrap();
+        assert_eq!(report.quarantined.keys().collect::<Vec<_>>(), [&bad]);
+        let reason = report.quarantined[&bad].to_string();
+        assert!(reason.contains("elements of ip steelyard frontends: EINVAL"), "{reason}");
+        assert!(programmer.programmed_addresses().contains(&"10.96.1.19".parse().unwrap()));
+        assert!(!programmer.programmed_addresses().contains(&"fd00:10:96::7".parse().unwrap()));
+        // Others go on changing, and it comes back when it is changed.
+        let good = key("good3");
+        state.insert(good.clone(), entry(&[("10.96.1.3:80", INTERNAL)], "reject"));
+        let report = programmer.apply(&state, &Scope::Keys([good].into()), &node()).unwrap();
+        assert!(!report.is_rebuilt && report.quarantined.len() == 1);
+        state.insert(bad.clone(), entry(&[("10.96.0.7:80", INTERNAL)], "reject"));
+        let report = programmer.apply(&state, &Scope::Keys([bad].into()), &node()).unwrap();
+        assert!(report.quarantined.is_empty());
+        assert!(programmer.programmed_addresses().contains(&"10.96.0.7".parse().unwrap()));
+    });
+}
+
+#[test]
+fn of_two_entries_that_want_one_address_the_first_has_it_and_the_other_inherits_it() {
+    in_new_namespace(|| {
+        let one = entry(&[("192.0.2.1:80", EXTERNAL)], "10.244.1.5:80");
+        let other = entry(&[("192.0.2.1:80", INTERNAL)], "10.244.1.6:80");
+        let both: Entries = [(key("a"), one.clone()), (key("b"), other.clone())].into();
+        let mut programmer = programmed(&both);
+        assert!(listing().contains("192.0.2.1 . tcp . 80 : c100:1 }"), "{}", listing());
+        let rest: Entries = [(key("b"), other)].into();
+        turn(&mut programmer, &both, &rest);
+        assert!(listing().contains("192.0.2.1 . tcp . 80 : c000:2 }"), "{}", listing());
+        assert!(programmer.programmed_addresses().contains(&"192.0.2.1".parse().unwrap()));
+        turn(&mut programmer, &rest, &both);
+        assert!(listing().contains("192.0.2.1 . tcp . 80 : c100:3 }"), "{}", listing());
+    });
+}
+
+#[test]
+fn cleanup_leaves_nothing_of_ours_and_all_of_others() {
+    in_new_namespace(|| {
+        nft(&["add", "table", "ip", "other"], "");
+        let mut programmer = programmed(&entries());
+        programmer.cleanup().unwrap();
+        assert_eq!(listing(), "table ip other {\n}\n");
+        programmer.cleanup().unwrap();
+        assert!(programmer.programmed_addresses().is_empty());
+        assert!(programmer.apply(&entries(), &Scope::All, &node()).unwrap().is_rebuilt);
+    });
+}
+
+/// Not a test: prints what 10,000 Services with 5 endpoints each cost. Run it with `--ignored --nocapture`, optimised.
+#[test]
+#[ignore = "a measurement"]
+fn measure_ten_thousand_services() {
+    use std::io::Write;
+    in_new_namespace(|| {
+        let endpoints = |service: usize, count: usize| {
+            let addresses =
+                (0..count).map(|index| format!("10.{}.{}.{}:8080", service / 250, service % 250, index + 1));
+            addresses.collect::<Vec<_>>().join(" ")
+        };
+        let service = |index: usize, count| {
+            entry(&[(&format!("172.30.{}.{}:80", index / 250, index % 250), INTERNAL)], &endpoints(index, count))
+        };
+        let mut state: Entries = (0..10_000).map(|index| (key(&format!("svc{index}")), service(index, 5))).collect();
+        let mut node = node();
+        node.cluster_ips = state
+            .values()
+            .flat_map(|entry| entry.frontends.keys())
+            .filter_map(|frontend| match frontend {
+                Frontend::Address(address) => Some(address.ip()),
+                Frontend::NodePort(_) => None,
+            })
+            .collect();
+        let mut programmer = Programmer::new().unwrap();
+        let mut out = std::io::stdout().lock();
+        let mut measure = |what: &str, programmer: &mut Programmer, state: &Entries, scope: Scope| {
+            let start = Instant::now();
+            let report = programmer.apply(state, &scope, &node).unwrap();
+            let took = start.elapsed();
+            writeln!(out, "{what}: {took:?}, {} deleted, {} added", report.deleted, report.added).unwrap();
+        };
+        measure("all from nothing", &mut programmer, &state, Scope::All);
+        measure("resync without change", &mut programmer, &state, Scope::All);
+        for turn in 0..5 {
+            for count in [6, 5] {
+                let key = key(&format!("svc{}", 5_000 + turn));
+                state.insert(key.clone(), service(5_000 + turn, count));
+                measure("one endpoint", &mut programmer, &state, Scope::Keys([key].into()));
+            }
+        }
+        let key = key("svc10000");
+        state.insert(key.clone(), service(10_000, 5));
+        measure("one Service", &mut programmer, &state, Scope::Keys([key].into()));
+        nft(&["flush", "ruleset"], "");
+        let mut again = Programmer::new().unwrap();
+        measure("all by a new process", &mut again, &state, Scope::All);
+    });
+}

@@ -1,0 +1,1 @@
+//! Conflicts between Services, cluster IPs and NodePort addresses, small enough to read.

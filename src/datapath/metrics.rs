@@ -1,0 +1,60 @@
+//! The datapath's metrics.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::apply::Report;
+
+/// Counts what is programmed.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    duration: Histogram,
+    added: Counter,
+    deleted: Counter,
+    rebuilds: Counter,
+    quarantined: Gauge,
+}
+
+impl Metrics {
+    /// Registers them under `datapath_`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("datapath");
+        // 0.1 ms to 1.6 s.
+        let metrics = Self {
+            duration: Histogram::new(exponential_buckets(0.0001, 2.0, 15)),
+            added: Counter::default(),
+            deleted: Counter::default(),
+            rebuilds: Counter::default(),
+            quarantined: Gauge::default(),
+        };
+        registry.register_with_unit(
+            "program",
+            "Time from the start of a turn until the kernel had taken it",
+            Unit::Seconds,
+            metrics.duration.clone(),
+        );
+        registry.register("elements_added", "Map elements added to the kernel", metrics.added.clone());
+        registry.register("elements_deleted", "Map elements deleted from the kernel", metrics.deleted.clone());
+        registry.register("rebuilds", "Times that a whole table was made anew", metrics.rebuilds.clone());
+        registry.register(
+            "quarantined_service_ports",
+            "Service ports that the kernel refuses and that are left out",
+            metrics.quarantined.clone(),
+        );
+        metrics
+    }
+
+    /// Counts one turn.
+    pub fn programmed(&self, report: &Report, took: Duration) {
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        self.duration.observe(took.as_secs_f64());
+        self.added.inc_by(count(report.added));
+        self.deleted.inc_by(count(report.deleted));
+        self.rebuilds.inc_by(u64::from(report.is_rebuilt));
+        self.quarantined.set(i64::try_from(report.quarantined.len()).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,26 @@
+//! The nf_tables backend: entries as elements of a constant set of maps, in one table per family.
+//!
+//! ```text
+//!              filter prerouting, output (-110)                     nat prerouting, output (-100)
+//!  first   ┌──────────────────────────────────────┐             ┌──────────────────────────────────┐
+//!  packet  │ frontends │ nodeports → kind . id    │   class.id  │ slot_chains → slotsN             │
+//! ───────▶ │ source_ranges, inside: drop, turn    │ ──────────▶ │ endpoints[id . random N] → dnat  │
+//!          │ services → class . id: drop, reject  │             └──────────────────────────────────┘
+//!          └──────────────────────────────────────┘                nat postrouting (100)
+//!                                                               ┌──────────────────────────────────┐
+//!                                                               │ what was dialled → kind:         │
+//!                                                               │ masquerade or not                │
+//!                                                               └──────────────────────────────────┘
+//! ```
+//!
+//! What one lookup finds goes to the next in the packet's `meta priority`, which is set back to 0 behind the last one
+//! and is nobody's to read in between. The packet's mark and the connection's are left alone.
+//!
+//! Maps that grow with the cluster hold numbers, never verdicts: the kernel visits every verdict element again at each
+//! commit. So a change costs what it changes, however many Services there are.
+
+pub mod chains;
+pub mod elements;
+pub mod ids;
+pub mod layout;
+pub mod write;

@@ -1,0 +1,139 @@
+//! Entries to test with, and what they come to.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::names::{PortName, ServiceKey, ServicePortKey};
+
+/// The key of a TCP port of `default/NAME` in IPv4.
+pub(crate) fn key(name: &str) -> EntryKey {
+    EntryKey {
+        port: ServicePortKey {
+            service: ServiceKey::new("default", name),
+            port: PortName::new(""),
+            protocol: Protocol::Tcp,
+        },
+        family: Family::V4,
+    }
+}
+
+/// `Target::Endpoints` of these, or what the word says.
+pub(crate) fn target(text: &str) -> Target {
+    match text {
+        "reject" => Target::Reject,
+        "drop" => Target::Drop,
+        endpoints => Target::Endpoints(endpoints.split_whitespace().map(|text| text.parse().unwrap()).collect()),
+    }
+}
+
+/// An entry with these frontends and endpoints of policy `Cluster`.
+pub(crate) fn entry(frontends: &[(&str, Treatment)], cluster: &str) -> ForwardingEntry {
+    let frontends: BTreeMap<Frontend, Treatment> = frontends
+        .iter()
+        .map(|(text, treatment)| {
+            let frontend = text.parse().map_or_else(|_| Frontend::NodePort(text.parse().unwrap()), Frontend::Address);
+            (frontend, *treatment)
+        })
+        .collect();
+    ForwardingEntry {
+        frontends,
+        cluster: target(cluster),
+        local: Target::Reject,
+        affinity: None,
+        source_ranges: Vec::new(),
+        local_addresses: BTreeSet::new(),
+    }
+}
+
+pub(crate) const INTERNAL: Treatment = Treatment::Internal(TrafficPolicy::Cluster);
+pub(crate) const EXTERNAL: Treatment = Treatment::External { policy: TrafficPolicy::Cluster, is_filtered: false };
+pub(crate) const EXTERNAL_LOCAL: Treatment = Treatment::External { policy: TrafficPolicy::Local, is_filtered: false };
+
+fn slots(elements: &[Element]) -> Vec<(u32, String)> {
+    elements
+        .iter()
+        .filter_map(|element| match element {
+            Element::Endpoint { slot, to, .. } => Some((*slot, to.to_string())),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The elements that a change of endpoints deletes and adds.
+fn change(before: &str, after: &str) -> (usize, usize) {
+    let (mut ids, mut classes) = (Ids::default(), Classes::default());
+    let frontends = [("10.96.0.1:80", INTERNAL), ("192.0.2.1:80", EXTERNAL), ("30001", EXTERNAL)];
+    let before = elements_of(&key("a"), &entry(&frontends, before), &mut ids, &mut classes, &[]).unwrap();
+    let after = elements_of(&key("a"), &entry(&frontends, after), &mut ids, &mut classes, &before).unwrap();
+    let count = slots(&after).len();
+    assert_eq!(slots(&after).iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), (0..count as u32).collect::<Vec<_>>());
+    (
+        before.iter().filter(|element| !after.contains(element)).count(),
+        after.iter().filter(|element| !before.contains(element)).count(),
+    )
+}
+
+#[test]
+fn a_change_of_endpoints_is_a_handful_of_elements() {
+    assert_eq!(change("10.0.0.1:80 10.0.0.2:80 10.0.0.3:80", "10.0.0.1:80 10.0.0.2:80 10.0.0.3:80"), (0, 0));
+    assert_eq!(change("10.0.0.2:80 10.0.0.3:80", "10.0.0.1:80 10.0.0.2:80 10.0.0.3:80"), (1, 2), "class and slot");
+    assert_eq!(change("10.0.0.1:80 10.0.0.2:80 10.0.0.3:80", "10.0.0.2:80 10.0.0.3:80"), (3, 2), "class and two slots");
+    assert_eq!(change("10.0.0.1:80 10.0.0.2:80 10.0.0.3:80", "10.0.0.9:80 10.0.0.2:80 10.0.0.3:80"), (1, 1));
+    assert_eq!(change("10.0.0.1:80", "reject"), (2, 1));
+    assert_eq!(change("drop", "10.0.0.1:80"), (1, 2));
+}
+
+#[test]
+fn frontends_lead_to_the_id_of_their_policy_and_inside_clients_to_the_other() {
+    let (mut ids, mut classes) = (Ids::default(), Classes::default());
+    let mut entry = entry(&[("192.0.2.1:80", EXTERNAL_LOCAL), ("30001", EXTERNAL_LOCAL)], "10.0.0.1:80");
+    entry.local = Target::Drop;
+    let elements = elements_of(&key("a"), &entry, &mut ids, &mut classes, &[]).unwrap();
+    let cluster = ids.get(&key("a"), TrafficPolicy::Cluster).unwrap();
+    let local = ids.get(&key("a"), TrafficPolicy::Local).unwrap();
+    let value = FrontendValue::new(EXTERNAL_LOCAL, local);
+    let class = classes.take(1).unwrap();
+    assert_eq!(
+        elements,
+        [
+            Element::Endpoint { id: cluster, slot: 0, to: "10.0.0.1:80".parse().unwrap() },
+            Element::Service { id: cluster, class },
+            Element::Service { id: local, class: Class::DROP },
+            Element::Inside { local: value, cluster },
+            Element::NodePort { port: 30001.try_into().unwrap(), protocol: Protocol::Tcp, value },
+            Element::Frontend { address: "192.0.2.1:80".parse().unwrap(), protocol: Protocol::Tcp, value },
+        ]
+    );
+}
+
+#[test]
+fn source_ranges_do_not_overlap_and_are_of_the_family() {
+    let (mut ids, mut classes) = (Ids::default(), Classes::default());
+    let filtered = Treatment::External { policy: TrafficPolicy::Cluster, is_filtered: true };
+    let mut entry = entry(&[("192.0.2.1:80", filtered), ("192.0.2.2:80", filtered)], "reject");
+    entry.source_ranges = ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"].map(|text| text.parse().unwrap()).to_vec();
+    let elements = elements_of(&key("a"), &entry, &mut ids, &mut classes, &[]).unwrap();
+    let ranges: Vec<_> = elements.iter().filter(|element| matches!(element, Element::SourceRange { .. })).collect();
+    assert_eq!(ranges.len(), 1, "{ranges:?}");
+}
+
+#[test]
+fn without_prefixes_of_pods_nobody_is_masqueraded() {
+    let mut node = NodeForwarding::default();
+    assert_eq!(node_elements(&node, Family::V4), [Element::Unmasqueraded(everything(Family::V4))]);
+    node.masquerade_all = true;
+    assert_eq!(node_elements(&node, Family::V4), []);
+    node.masquerade_all = false;
+    node.pod_cidrs = vec!["10.0.0.0/8".parse().unwrap()];
+    let range = Range::from(node.pod_cidrs[0]);
+    assert_eq!(node_elements(&node, Family::V4), [Element::PodCidr(range), Element::Unmasqueraded(range)]);
+    assert_eq!(node_elements(&node, Family::V6), [Element::Unmasqueraded(everything(Family::V6))]);
+}
+
+#[test]
+fn keys_are_padded_field_by_field() {
+    let key = Key::new().address("10.96.0.1".parse().unwrap()).protocol(Protocol::Tcp).port(80);
+    assert_eq!(key.bytes(), [10, 96, 0, 1, 6, 0, 0, 0, 0, 80, 0, 0]);
+    let key = Key::new().address("fd00::1".parse().unwrap()).address("fd00::1".parse().unwrap());
+    assert_eq!(key.bytes().len(), 32);
+}

@@ -1,0 +1,77 @@
+//! The table, and the sets and maps in it: the same whatever is programmed.
+
+use crate::model::Family;
+use crate::netlink::nf_tables::{Field, Set, SetKind, Table};
+
+/// The name of our tables.
+pub const TABLE_NAME: &str = "steelyard";
+
+/// Address, protocol and port dialled, to kind and id.
+pub const FRONTENDS: &str = "frontends";
+/// The same for ports of this node.
+pub const NODE_PORTS: &str = "nodeports";
+/// From the frontend of policy `Local` to the id of policy `Cluster`, for clients on this node.
+pub const INSIDE: &str = "inside";
+/// Id to class and id.
+pub const SERVICES: &str = "services";
+/// Id and slot to address and port.
+pub const ENDPOINTS: &str = "endpoints";
+/// Class to the chain for that many slots; the only one that holds verdicts, one for each number of endpoints in use.
+pub const SLOT_CHAINS: &str = "slot_chains";
+/// Who may dial a filtered frontend.
+pub const SOURCE_RANGES: &str = "source_ranges";
+/// Source and destination of connections of an endpoint to itself.
+pub const HAIRPIN: &str = "hairpin";
+/// Pods of this node.
+pub const POD_CIDRS: &str = "pod_cidrs";
+/// Sources that are not masqueraded when they dial a cluster IP.
+pub const UNMASQUERADED: &str = "unmasqueraded";
+/// Addresses on which node ports answer.
+pub const NODE_PORT_ADDRESSES: &str = "nodeport_addresses";
+/// Ranges in which node ports answer on every address of this machine.
+pub const NODE_PORT_RANGES: &str = "nodeport_ranges";
+/// Cluster IPs of all Services.
+pub const CLUSTER_IPS: &str = "cluster_ips";
+/// Where cluster IPs come from.
+pub const SERVICE_CIDRS: &str = "service_cidrs";
+
+/// Our table of a family.
+pub const fn table(family: Family) -> Table {
+    Table { family, name: TABLE_NAME }
+}
+
+/// All sets and maps.
+pub fn sets(family: Family) -> Vec<Set> {
+    let source = Field::Source(family);
+    let destination = Field::Destination(family);
+    vec![
+        // map endpoints { typeof meta priority . numgen random mod 65536 : ip daddr . th dport }
+        Set::map(ENDPOINTS, vec![Field::Priority, Field::Slot], vec![destination, Field::Port]),
+        // map services { typeof meta priority : meta priority }
+        Set::map(SERVICES, vec![Field::Priority], vec![Field::Priority]),
+        // map slot_chains { typeof meta priority : verdict }
+        Set::verdict_map(SLOT_CHAINS, vec![Field::Priority]),
+        // map inside { typeof meta priority : meta priority }
+        Set::map(INSIDE, vec![Field::Priority], vec![Field::Priority]),
+        // set source_ranges { typeof meta priority . ip saddr; flags interval }
+        Set::new(SOURCE_RANGES, SetKind::Interval, vec![Field::Priority, source]),
+        // set hairpin { typeof ip saddr . ip daddr }
+        Set::new(HAIRPIN, SetKind::Exact, vec![source, destination]),
+        // set pod_cidrs { typeof ip saddr; flags interval }
+        Set::new(POD_CIDRS, SetKind::Interval, vec![source]),
+        // set unmasqueraded { typeof ip saddr; flags interval }
+        Set::new(UNMASQUERADED, SetKind::Interval, vec![source]),
+        // set nodeport_addresses { typeof ip daddr }
+        Set::new(NODE_PORT_ADDRESSES, SetKind::Exact, vec![destination]),
+        // set nodeport_ranges { typeof ip daddr; flags interval }
+        Set::new(NODE_PORT_RANGES, SetKind::Interval, vec![destination]),
+        // set cluster_ips { typeof ip daddr }
+        Set::new(CLUSTER_IPS, SetKind::Exact, vec![destination]),
+        // set service_cidrs { typeof ip daddr; flags interval }
+        Set::new(SERVICE_CIDRS, SetKind::Interval, vec![destination]),
+        // map nodeports { typeof meta l4proto . th dport : meta priority }
+        Set::map(NODE_PORTS, vec![Field::Protocol, Field::Port], vec![Field::Priority]),
+        // map frontends { typeof ip daddr . meta l4proto . th dport : meta priority }
+        Set::map(FRONTENDS, vec![destination, Field::Protocol, Field::Port], vec![Field::Priority]),
+    ]
+}

@@ -1,0 +1,98 @@
+//! From what is to change to the messages that change it.
+
+use std::hash::Hasher;
+
+use siphasher::sip::SipHasher13;
+
+use super::chains::{ChainRules, chains, slots_chain, slots_chain_name};
+use super::ids::Class;
+use super::layout::{SLOT_CHAINS, sets, table};
+use crate::datapath::plan::{TableChange, Transaction};
+use crate::model::Family;
+use crate::netlink::nf_tables::{Batch, Verdict};
+
+/// All messages of a transaction.
+pub fn batch(transaction: &Transaction) -> Batch {
+    let mut batch = Batch::new();
+    for change in &transaction.tables {
+        write_table(&mut batch, change);
+    }
+    batch
+}
+
+/// Deletes our tables, whether or not they are there.
+pub fn cleanup_batch() -> Batch {
+    let mut batch = Batch::new();
+    for family in Family::ALL {
+        batch.add_table(table(family), None);
+        batch.delete_table(table(family));
+    }
+    batch
+}
+
+/// Names the layout: a table with the same comment has the same chains and maps as a new one would have.
+pub fn layout_comment(family: Family) -> String {
+    let mut batch = Batch::new();
+    write_structure(&mut batch, family, "");
+    let mut hasher = SipHasher13::new();
+    hasher.write(batch.bytes());
+    format!("layout {:016x}", hasher.finish())
+}
+
+fn write_table(batch: &mut Batch, change: &TableChange) {
+    let family = change.family;
+    if change.is_new {
+        // Deleting what is not there is an error, creating what is there is none.
+        batch.add_table(table(family), None);
+        batch.delete_table(table(family));
+        write_structure(batch, family, &layout_comment(family));
+    }
+    for (slots, class) in &change.new_classes {
+        write_slots(batch, family, *slots, *class);
+    }
+    for elements in change.deleted.chunk_by(|left, right| left.set() == right.set()).rev() {
+        if let Some(first) = elements.first() {
+            batch.delete_elements(table(family), first.set(), elements, |element, writer| element.write(writer));
+        }
+    }
+    for elements in change.added.chunk_by(|left, right| left.set() == right.set()) {
+        if let Some(first) = elements.first() {
+            batch.add_elements(table(family), first.set(), elements, |element, writer| element.write(writer));
+        }
+    }
+}
+
+/// The empty table. A later kernel feature of tables (owner, persist) is a flag here.
+fn write_structure(batch: &mut Batch, family: Family, comment: &str) {
+    let table = table(family);
+    batch.add_table(table, Some(comment));
+    let chains = chains(family);
+    // Rules refer to chains and sets by name.
+    for ChainRules { chain, .. } in &chains {
+        batch.add_chain(table, chain);
+    }
+    for set in sets(family) {
+        batch.add_set(table, &set);
+    }
+    for chain in &chains {
+        write_rules(batch, family, chain);
+    }
+}
+
+fn write_slots(batch: &mut Batch, family: Family, slots: u32, class: Class) {
+    let chain = slots_chain(family, slots);
+    batch.add_chain(table(family), &chain.chain);
+    write_rules(batch, family, &chain);
+    batch.add_elements(table(family), SLOT_CHAINS, [class], |class, writer| {
+        writer.write(|element| {
+            element.key(&class.priority().to_ne_bytes());
+            element.verdict(&Verdict::Goto(slots_chain_name(slots)));
+        });
+    });
+}
+
+fn write_rules(batch: &mut Batch, family: Family, chain: &ChainRules) {
+    for rule in &chain.rules {
+        batch.add_rule(table(family), &chain.chain.name, rule);
+    }
+}

@@ -1,0 +1,199 @@
+//! Properties of the plan, against a model of the kernel that knows only sets of elements.
+
+use std::num::NonZeroU16;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::datapath::entry::{Frontend, Target, Treatment};
+use crate::datapath::nft::elements::test::key;
+use crate::datapath::nft::ids::FrontendValue;
+
+type Entries = BTreeMap<EntryKey, ForwardingEntry>;
+
+/// What the kernel has of the IPv4 table: fails where the kernel would.
+#[derive(Default)]
+struct Kernel {
+    elements: BTreeSet<Element>,
+    classes: BTreeMap<Class, u32>,
+}
+
+impl Kernel {
+    fn commit(&mut self, transaction: &Transaction) {
+        for table in transaction.tables.iter().filter(|table| table.family == Family::V4) {
+            if table.is_new {
+                *self = Self::default();
+            }
+            for (slots, class) in &table.new_classes {
+                assert_eq!(self.classes.insert(*class, *slots), None);
+            }
+            for element in &table.deleted {
+                assert!(self.elements.remove(element), "{element:?} is not there");
+            }
+            for element in &table.added {
+                assert!(self.elements.insert(*element), "{element:?} is there already");
+            }
+            assert!(table.deleted.is_sorted() && table.added.is_sorted());
+        }
+        let keys: BTreeSet<_> = self.elements.iter().filter_map(Element::shared_key).collect();
+        let shared = self.elements.iter().filter(|element| element.shared_key().is_some()).count();
+        assert_eq!(keys.len(), shared, "two elements with one key");
+    }
+
+    /// Where a frontend leads.
+    fn resolve(&self, frontend: Frontend) -> Option<Target> {
+        let value = self.elements.iter().find_map(|element| match (*element, frontend) {
+            (Element::Frontend { address, value, .. }, Frontend::Address(dialled)) if address == dialled => Some(value),
+            (Element::NodePort { port, value, .. }, Frontend::NodePort(dialled)) if port == dialled => Some(value),
+            _ => None,
+        })?;
+        Some(self.target(value))
+    }
+
+    fn target(&self, value: FrontendValue) -> Target {
+        let class = self.elements.iter().find_map(|element| match *element {
+            Element::Service { id, class } if id == value.id() => Some(class),
+            _ => None,
+        });
+        let slots = match class.expect("an id without a class") {
+            Class::REJECT => return Target::Reject,
+            Class::DROP => return Target::Drop,
+            class => self.classes[&class],
+        };
+        let endpoints: BTreeMap<u32, SocketAddr> = self
+            .elements
+            .iter()
+            .filter_map(|element| match *element {
+                Element::Endpoint { id, slot, to } if id == value.id() => Some((slot, to)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(endpoints.keys().copied().collect::<Vec<_>>(), (0..slots).collect::<Vec<_>>(), "slots with a gap");
+        Target::Endpoints(endpoints.into_values().collect())
+    }
+}
+
+fn targets() -> impl Strategy<Value = Target> {
+    prop_oneof![
+        1 => Just(Target::Reject),
+        1 => Just(Target::Drop),
+        6 => proptest::collection::btree_set((1u8..9, 80u16..82), 1..6).prop_map(|set| {
+            Target::Endpoints(set.into_iter().map(|(host, port)| SocketAddr::from(([10, 0, 0, host], port))).collect())
+        }),
+    ]
+}
+
+fn treatments() -> impl Strategy<Value = Treatment> {
+    let policies = || prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
+    prop_oneof![
+        policies().prop_map(Treatment::Internal),
+        (policies(), any::<bool>()).prop_map(|(policy, is_filtered)| Treatment::External { policy, is_filtered }),
+    ]
+}
+
+/// Few addresses and ports, so that entries get into each other's way.
+fn frontends() -> impl Strategy<Value = BTreeMap<Frontend, Treatment>> {
+    let frontend = prop_oneof![
+        (0u8..6).prop_map(|host| Frontend::Address(SocketAddr::from(([192, 0, 2, host], 80)))),
+        (1u16..4).prop_map(|port| Frontend::NodePort(NonZeroU16::new(port).unwrap())),
+    ];
+    proptest::collection::btree_map(frontend, treatments(), 0..4)
+}
+
+fn entries() -> impl Strategy<Value = ForwardingEntry> {
+    (frontends(), targets(), targets(), proptest::collection::btree_set(0u8..4, 0..3)).prop_map(
+        |(frontends, cluster, local, hosts)| ForwardingEntry {
+            frontends,
+            cluster,
+            local,
+            affinity: None,
+            source_ranges: vec!["203.0.113.0/24".parse().unwrap()],
+            local_addresses: hosts.into_iter().map(|host| [10, 0, 0, host].into()).collect(),
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn following_changes_leads_where_a_fresh_start_leads(
+        steps in proptest::collection::vec((0u8..4, proptest::option::of(entries())), 1..12)
+    ) {
+        let node = NodeForwarding::default();
+        let (mut belief, mut kernel, mut state) = (Belief::default(), Kernel::default(), Entries::new());
+        for (name, entry) in steps {
+            let key = key(&name.to_string());
+            match entry {
+                Some(entry) => state.insert(key.clone(), entry),
+                None => state.remove(&key),
+            };
+            let scope = Scope::Keys([key].into());
+            let (transaction, refused) = belief.update(&state, &scope, &node, &BTreeSet::new());
+            prop_assert!(refused.is_empty());
+            kernel.commit(&transaction);
+            // Of those that want a frontend the first has it.
+            let mut expected: BTreeMap<Frontend, Target> = BTreeMap::new();
+            for entry in state.values() {
+                for (frontend, treatment) in &entry.frontends {
+                    let target = match *treatment {
+                        Treatment::Internal(TrafficPolicy::Cluster)
+                        | Treatment::External { policy: TrafficPolicy::Cluster, .. } => &entry.cluster,
+                        Treatment::Internal(TrafficPolicy::Local)
+                        | Treatment::External { policy: TrafficPolicy::Local, .. } => &entry.local,
+                    };
+                    expected.entry(*frontend).or_insert_with(|| target.clone());
+                }
+            }
+            for (frontend, target) in &expected {
+                prop_assert_eq!(kernel.resolve(*frontend), Some(target.clone()));
+            }
+            let count = kernel.elements.iter().filter(|element| {
+                matches!(element, Element::Frontend { .. } | Element::NodePort { .. })
+            }).count();
+            prop_assert_eq!(count, expected.len());
+            let (again, _) = belief.update(&state, &Scope::All, &node, &BTreeSet::new());
+            prop_assert!(again.is_empty(), "planning twice changes nothing: {:?}", again);
+        }
+        // What is there, and only that, is there after a fresh start; slots and ids may differ.
+        let (transaction, _) = Belief::default().update(&state, &Scope::All, &node, &BTreeSet::new());
+        let mut fresh = Kernel::default();
+        fresh.commit(&transaction);
+        prop_assert_eq!(fresh.elements.len(), kernel.elements.len());
+        let (transaction, _) = belief.update(&Entries::new(), &Scope::All, &node, &BTreeSet::new());
+        kernel.commit(&transaction);
+        let left: Vec<_> = kernel.elements.iter().filter(|element| !matches!(element, Element::Unmasqueraded(_))).collect();
+        prop_assert!(left.is_empty(), "{:?}", left);
+    }
+}
+
+#[test]
+fn what_leads_to_something_is_written_after_it() {
+    let state: Entries = [(
+        key("a"),
+        crate::datapath::nft::elements::test::entry(
+            &[("192.0.2.1:80", Treatment::Internal(TrafficPolicy::Cluster))],
+            "10.0.0.1:80",
+        ),
+    )]
+    .into();
+    let (transaction, _) = Belief::default().update(&state, &Scope::All, &NodeForwarding::default(), &BTreeSet::new());
+    let sets: Vec<&str> = transaction.tables[0].added.iter().map(Element::set).collect();
+    assert_eq!(sets, ["endpoints", "services", "unmasqueraded", "frontends"]);
+}
+
+#[test]
+fn an_entry_that_is_skipped_goes_and_its_ids_with_it() {
+    let state: Entries = [(
+        key("a"),
+        crate::datapath::nft::elements::test::entry(
+            &[("192.0.2.1:80", Treatment::Internal(TrafficPolicy::Cluster))],
+            "reject",
+        ),
+    )]
+    .into();
+    let node = NodeForwarding::default();
+    let (mut belief, mut kernel) = (Belief::default(), Kernel::default());
+    kernel.commit(&belief.update(&state, &Scope::All, &node, &BTreeSet::new()).0);
+    kernel.commit(&belief.update(&state, &Scope::All, &node, &[key("a")].into()).0);
+    assert_eq!(kernel.elements.iter().map(Element::set).collect::<Vec<_>>(), ["unmasqueraded"]);
+    assert_eq!(belief.frontends().count(), 0);
+}

@@ -1,0 +1,163 @@
+//! The datapath as the loop sees it: observe, decide, program; then tell the speaker what this node's kernel forwards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+
+use super::apply::{ApplyError, Programmer, Report};
+use super::desired::{Conflict, Desired};
+use super::index::Index;
+use super::metrics::Metrics;
+use super::plan;
+use super::settings::Settings;
+use super::watch::Event;
+use crate::model::programmed::Programmed;
+use crate::model::service_cidr::ServiceCidr;
+use crate::runtime::reconcile::{Component, Next, Now, Scope};
+use crate::runtime::watch::Event as Seen;
+
+/// Forwards Service traffic on this node.
+#[derive(Debug)]
+pub struct Datapath {
+    settings: Settings,
+    index: Index,
+    service_cidrs: BTreeMap<Box<str>, Vec<IpNet>>,
+    lists: Lists,
+    desired: Desired,
+    programmer: Programmer,
+    programmed: watch::Sender<Arc<Programmed>>,
+    conflicts: BTreeSet<Conflict>,
+    metrics: Metrics,
+}
+
+/// Which first lists are in.
+#[derive(Debug, Default)]
+struct Lists {
+    services: bool,
+    slices: bool,
+    service_cidrs: bool,
+    local_addresses: bool,
+}
+
+impl Datapath {
+    /// A datapath that has seen nothing and programs nothing until it has.
+    ///
+    /// # Errors
+    /// When there is no way to nf_tables.
+    pub fn new(
+        settings: Settings,
+        programmed: watch::Sender<Arc<Programmed>>,
+        metrics: Metrics,
+    ) -> Result<Self, ApplyError> {
+        Ok(Self {
+            settings,
+            index: Index::default(),
+            service_cidrs: BTreeMap::new(),
+            lists: Lists::default(),
+            desired: Desired::default(),
+            programmer: Programmer::new()?,
+            programmed,
+            conflicts: BTreeSet::new(),
+            metrics,
+        })
+    }
+
+    fn observe_service_cidr(&mut self, event: Seen<ServiceCidr>) {
+        match event {
+            Seen::Replaced(all) => {
+                self.service_cidrs = all.into_iter().map(|one| (one.name, one.ranges)).collect();
+                self.lists.service_cidrs = true;
+            }
+            Seen::Applied(one) => drop(self.service_cidrs.insert(one.name, one.ranges)),
+            Seen::Removed(name) => drop(self.service_cidrs.remove(&name)),
+        }
+        self.index.set_service_cidrs(self.service_cidrs.values().flatten().copied());
+    }
+
+    /// Says what this turn did and who goes without.
+    fn report(&mut self, report: &Report, took: Duration) {
+        self.metrics.programmed(report, took);
+        if report.is_rebuilt || report.added + report.deleted > 0 {
+            tracing::debug!(added = report.added, deleted = report.deleted, rebuilt = report.is_rebuilt, ?took, "programmed");
+        }
+        let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
+        for conflict in conflicts.difference(&self.conflicts) {
+            tracing::warn!(%conflict, "two Services want one frontend");
+        }
+        self.conflicts = conflicts;
+    }
+}
+
+impl Component for Datapath {
+    type Event = Event;
+    type Error = ApplyError;
+
+    const NAME: &'static str = "datapath";
+
+    fn observe(&mut self, event: Event) {
+        match event {
+            Event::Service(Seen::Replaced(services)) => {
+                self.index.replace_services(services);
+                self.lists.services = true;
+            }
+            Event::Service(Seen::Applied(service)) => self.index.apply_service(service),
+            Event::Service(Seen::Removed(key)) => self.index.remove_service(&key),
+            Event::Slice(Seen::Replaced(slices)) => {
+                self.index.replace_slices(slices);
+                self.lists.slices = true;
+            }
+            Event::Slice(Seen::Applied(slice)) => self.index.apply_slice(slice),
+            Event::Slice(Seen::Removed(key)) => self.index.remove_slice(&key),
+            Event::Node(Seen::Replaced(nodes)) => nodes.into_iter().for_each(|node| self.index.apply_node(node)),
+            Event::Node(Seen::Applied(node)) => self.index.apply_node(node),
+            // A node whose object was deleted forwards on as before.
+            Event::Node(Seen::Removed(_)) => {}
+            Event::ServiceCidr(event) => self.observe_service_cidr(event),
+            Event::LocalAddresses(addresses) => {
+                self.index.set_local_addresses(addresses);
+                self.lists.local_addresses = true;
+            }
+        }
+    }
+
+    fn is_synced(&self) -> bool {
+        let Lists { services, slices, service_cidrs, local_addresses } = self.lists;
+        services && slices && service_cidrs && local_addresses && self.index.node().is_some()
+    }
+
+    async fn turn(&mut self, scope: Scope, now: Now) -> Result<Next, ApplyError> {
+        let changes = match scope {
+            Scope::Changed => self.index.take_changes(),
+            Scope::Resync => {
+                let seen = self.index.take_changes();
+                let mut everything = self.index.everything();
+                // Services that are gone since the last turn are in no index any more.
+                everything.services.extend(seen.services);
+                everything
+            }
+        };
+        let update = self.desired.update(&self.index, &self.settings, &changes);
+        if scope == Scope::Changed && update.is_empty() {
+            return Ok(Next::OnEvent);
+        }
+        let scope = match scope {
+            Scope::Resync => plan::Scope::All,
+            Scope::Changed => plan::Scope::Keys(update.entries),
+        };
+        // The kernel may take 0.1 s: other tasks go on meanwhile.
+        let report = tokio::task::block_in_place(|| {
+            self.programmer.apply(self.desired.entries(), &scope, self.desired.node())
+        })?;
+        self.programmed.send_if_modified(|known| {
+            let now = Programmed::These(self.programmer.programmed_addresses().clone());
+            let is_new = **known != now;
+            *known = Arc::new(now);
+            is_new
+        });
+        self.report(&report, now.monotonic.elapsed());
+        Ok(Next::OnEvent)
+    }
+}

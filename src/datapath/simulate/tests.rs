@@ -1,0 +1,1 @@
+//! Rules that the fact tables do not cover.

@@ -1,0 +1,46 @@
+//! What the datapath watches: Services, their endpoints, this node, the ranges of cluster IPs, this machine's addresses.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::model::endpoints::EndpointSlice;
+use crate::model::node::Node;
+use crate::model::service::Service;
+use crate::model::service_cidr::{ServiceCidr, ServiceCidrError};
+use crate::runtime::watch::{self, Observed};
+
+/// One observation.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "moved once, from the watch to the index")]
+pub enum Event {
+    /// Of a Service.
+    Service(watch::Event<Service>),
+    /// Of an EndpointSlice.
+    Slice(watch::Event<EndpointSlice>),
+    /// Of this node's object.
+    Node(watch::Event<Node>),
+    /// Of a range of cluster IPs.
+    ServiceCidr(watch::Event<ServiceCidr>),
+    /// Of all addresses of this machine's interfaces.
+    LocalAddresses(BTreeSet<IpAddr>),
+}
+
+/// The watch selector for EndpointSlices: those of headless Services are many and never forwarded.
+pub const WITH_CLUSTER_IP: &str = "!service.kubernetes.io/headless";
+
+impl Observed for ServiceCidr {
+    type Object = networking::ServiceCIDR;
+    type Key = Box<str>;
+    type Error = ServiceCidrError;
+
+    fn key(metadata: &ObjectMeta) -> Option<Box<str>> {
+        metadata.name.as_deref().map(Into::into)
+    }
+
+    fn read(object: &networking::ServiceCIDR) -> Result<Self, ServiceCidrError> {
+        Self::try_from(object)
+    }
+}

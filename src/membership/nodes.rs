@@ -1,0 +1,73 @@
+//! Which nodes there are and where they are heard: a watch of the API, kept to names and addresses.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
+use kube::runtime::watcher;
+use tokio::sync::{mpsc, watch};
+
+use super::NodeAddresses;
+use crate::model::node::{Node, NodeError};
+use crate::names::NodeName;
+use crate::runtime::watch::{Event, Observed, all, forward};
+
+/// How many events may wait; each is taken at once.
+const QUEUE: usize = 64;
+
+/// A node, as far as heartbeats need it.
+#[derive(Debug)]
+struct Addresses {
+    node: NodeName,
+    addresses: Vec<IpAddr>,
+}
+
+impl Observed for Addresses {
+    type Object = core::Node;
+    type Key = NodeName;
+    type Error = NodeError;
+
+    fn key(metadata: &ObjectMeta) -> Option<NodeName> {
+        metadata.name.as_deref().map(NodeName::new)
+    }
+
+    fn read(object: &core::Node) -> Result<Self, NodeError> {
+        let node = Node::try_from(object)?;
+        Ok(Self { node: node.name, addresses: node.addresses })
+    }
+}
+
+/// Follows the nodes of the API for as long as the receiver, or a clone of it, lives. Empty until the first list is in.
+pub fn follow(client: Client) -> watch::Receiver<Arc<NodeAddresses>> {
+    let (sender, receiver) = watch::channel(Arc::new(BTreeMap::new()));
+    let (events, mut queue) = mpsc::channel::<Event<Addresses>>(QUEUE);
+    tokio::spawn(forward::<Addresses, _>(all::<Addresses>(client), watcher::Config::default(), events, |event| event));
+    tokio::spawn(async move {
+        loop {
+            let event = tokio::select! {
+                () = sender.closed() => return,
+                event = queue.recv() => event,
+            };
+            let Some(event) = event else { return };
+            sender.send_if_modified(|known| apply(Arc::make_mut(known), event));
+        }
+    });
+    receiver
+}
+
+/// Whether anything is new.
+fn apply(known: &mut NodeAddresses, event: Event<Addresses>) -> bool {
+    match event {
+        Event::Replaced(nodes) => {
+            let new = nodes.into_iter().map(|node| (node.node, node.addresses)).collect();
+            let is_new = *known != new;
+            *known = new;
+            is_new
+        }
+        Event::Applied(node) => known.insert(node.node, node.addresses.clone()) != Some(node.addresses),
+        Event::Removed(node) => known.remove(&node).is_some(),
+    }
+}

@@ -1,0 +1,159 @@
+//! Reads back what is in the kernel: our table's comment and the elements of our sets.
+
+use netlink_sys::SocketAddr;
+use nix::errno::Errno;
+
+use super::attribute::{Attributes, put_text};
+use super::batch::{REQUEST, SUBSYSTEM, Table, close_message, put_message_header};
+use super::connection::{Connection, ConnectionError, DONE, Failure, Failures, Messages};
+use super::element::{DATA_VALUE, INTERVAL_END};
+use super::protocol_family;
+
+const GET_TABLE: u8 = 1;
+const GET_ELEMENTS: u8 = 13;
+/// `NLM_F_ROOT | NLM_F_MATCH`.
+const DUMP: u16 = 0x300;
+/// `struct nfgenmsg`.
+const NETFILTER_HEADER: usize = 4;
+
+/// What is known of a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DumpedTable {
+    /// The comment that it was made with.
+    pub comment: Option<String>,
+}
+
+/// An element of a set or map, as bytes: each field in its own order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DumpedElement {
+    /// The key.
+    pub key: Vec<u8>,
+    /// The last key of a range of concatenated keys.
+    pub key_end: Vec<u8>,
+    /// A map's value; empty for sets and for verdicts.
+    pub value: Vec<u8>,
+    /// The chain that a verdict goes to.
+    pub chain: Option<String>,
+    /// Whether the key is the first behind an interval.
+    pub is_interval_end: bool,
+}
+
+impl Connection {
+    /// The table, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub fn table(&mut self, table: Table) -> Result<Option<DumpedTable>, ConnectionError> {
+        const NAME: u16 = 1;
+        let mut found = None;
+        let request = |out: &mut Vec<u8>| put_text(out, NAME, table.name);
+        let asked = self.ask(GET_TABLE, 0, table, request, |attributes| {
+            found = Some(DumpedTable { comment: comment(&attributes) });
+        });
+        match asked {
+            Err(ConnectionError::Refused(Failures(failures)))
+                if failures.iter().all(|failure| failure.errno == Errno::ENOENT) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+            Ok(()) => Ok(found),
+        }
+    }
+
+    /// All elements of a set or map, in no order.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such set, or it changes while it is read.
+    pub fn elements(&mut self, table: Table, set: &'static str) -> Result<Vec<DumpedElement>, ConnectionError> {
+        const TABLE: u16 = 1;
+        const SET: u16 = 2;
+        const ELEMENTS: u16 = 3;
+        let mut found = Vec::new();
+        let request = |out: &mut Vec<u8>| {
+            put_text(out, TABLE, table.name);
+            put_text(out, SET, set);
+        };
+        self.ask(GET_ELEMENTS, DUMP, table, request, |attributes| {
+            let list = attributes.nested(ELEMENTS).into_iter().flatten();
+            found.extend(list.map(|(_, element)| read_element(&Attributes(element))));
+        })?;
+        Ok(found)
+    }
+
+    /// Sends one request and hands out the attributes of each answer, until the last.
+    fn ask(
+        &mut self,
+        message: u8,
+        flags: u16,
+        table: Table,
+        fill: impl FnOnce(&mut Vec<u8>),
+        mut take: impl FnMut(Attributes<'_>),
+    ) -> Result<(), ConnectionError> {
+        self.drain();
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        let mut bytes = Vec::new();
+        let kind = u16::from_be_bytes([SUBSYSTEM, message]);
+        put_message_header(&mut bytes, kind, REQUEST | flags, sequence, protocol_family(table.family), 0);
+        fill(&mut bytes);
+        close_message(&mut bytes, 0);
+        self.socket
+            .send_to(&bytes, &SocketAddr::new(0, 0), 0)
+            .map_err(|source| ConnectionError::Send { bytes: bytes.len(), source })?;
+        let is_dump = flags & DUMP != 0;
+        let mut is_answered = false;
+        // The kernel fills the next datagram of a dump while this one is read, so there always is one until the end.
+        while let Some(datagram) = self.receive()? {
+            for answer in Messages(datagram).filter(|answer| answer.sequence == sequence) {
+                if let Some((errno, _)) = answer.error() {
+                    if errno == 0 {
+                        return Ok(());
+                    }
+                    let what = format!("read of table {table}");
+                    let failure = Failure { what, errno: Errno::from_raw(errno), message: None };
+                    return Err(ConnectionError::Refused(Failures(vec![failure])));
+                }
+                if answer.kind == DONE {
+                    return Ok(());
+                }
+                is_answered = true;
+                take(Attributes(answer.payload.get(NETFILTER_HEADER..).unwrap_or_default()));
+            }
+        }
+        if is_answered && !is_dump { Ok(()) } else { Err(ConnectionError::NoAnswer) }
+    }
+}
+
+fn comment(attributes: &Attributes<'_>) -> Option<String> {
+    const USERDATA: u16 = 6;
+    const COMMENT: u8 = 0;
+    match attributes.find(USERDATA)? {
+        [COMMENT, length, text @ ..] => {
+            let text = text.get(..usize::from(*length))?;
+            Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn read_element(attributes: &Attributes<'_>) -> DumpedElement {
+    const KEY: u16 = 1;
+    const DATA: u16 = 2;
+    const FLAGS: u16 = 3;
+    const KEY_END: u16 = 10;
+    const DATA_VERDICT: u16 = 2;
+    const VERDICT_CHAIN: u16 = 2;
+    let value = |kind| attributes.nested(kind).and_then(|data| data.find(DATA_VALUE)).unwrap_or_default().to_vec();
+    let verdict = attributes.nested(DATA).and_then(|data| data.nested(DATA_VERDICT));
+    let chain = verdict.and_then(|verdict| verdict.find(VERDICT_CHAIN));
+    DumpedElement {
+        key: value(KEY),
+        key_end: value(KEY_END),
+        value: value(DATA),
+        chain: chain.map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned()),
+        is_interval_end: attributes.u32(FLAGS).is_some_and(|flags| flags & INTERVAL_END != 0),
+    }
+}

@@ -1,0 +1,9 @@
+//! What all components share and what does I/O: the reconcile loop, watches, the lease, the admin server, telemetry,
+//! shutdown.
+
+pub mod admin;
+pub mod observed;
+pub mod reconcile;
+pub mod shutdown;
+pub mod telemetry;
+pub mod watch;

@@ -13,12 +13,7 @@ use crate::layout::{DNS_SERVICE, Layout, Member, POD_RANGES, pods_v4, pods_v6};
 /// Where containerd listens, as its node sees it.
 pub(crate) const CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// Folders of a node that outlive a power cut: they are bound from the node's folder.
-const DISK: [(&str, &str); 4] = [
-    ("containerd", "/var/lib/containerd"),
-    ("kubelet", "/var/lib/kubelet"),
-    ("cni", "/var/lib/cni"),
-    ("pods", "/var/log/pods"),
-];
+const DISK: [(&str, &str); 2] = [("var-lib", "/var/lib"), ("pod-logs", "/var/log/pods")];
 
 /// What every node of a lab is made from.
 #[derive(Debug, Clone)]
@@ -37,9 +32,6 @@ pub(crate) struct NodePlan<'a> {
 pub(crate) fn spec(layout: &Layout, n: u8, plan: &NodePlan<'_>) -> Result<Spec> {
     let node = Member::Node(n);
     let folder = layout.machine(node);
-    for (source, _) in DISK {
-        fs::create_dir_all(folder.join(source))?;
-    }
     fs::create_dir_all(folder.join("net.d"))?;
     let write = |name: &str, text: String| -> Result<String> {
         let path = folder.join(name);
@@ -123,7 +115,7 @@ fn network_config(n: u8) -> String {
 
 fn containerd_config(bin: &Path, folder: &Path) -> Result<String> {
     // An overlay cannot have its upper folder on another overlay (a lab inside a container): copy instead.
-    let on_overlay = statfs(folder)?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
+    let on_overlay = statfs(folder).context("failed to look at the file system of the state folder")?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
     let snapshotter = if on_overlay { "native" } else { "overlayfs" };
     let (bin, folder) = (bin.display(), folder.display());
     Ok(format!(

@@ -1,5 +1,6 @@
 //! Forwards ClusterIP, NodePort and load-balancer traffic to endpoints.
 
+pub mod conntrack;
 pub mod desired;
 pub mod endpoints;
 pub mod entry;

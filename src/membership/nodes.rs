@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::NodeAddresses;
 use crate::model::node::{Node, NodeError};
 use crate::names::NodeName;
-use crate::runtime::watch::{Event, Observed, all, forward, sink};
+use crate::runtime::watch::{Event, Observed, forward, sink};
 
 /// How many events may wait; each is taken at once.
 const QUEUE: usize = 64;
@@ -44,7 +44,7 @@ impl Observed for Addresses {
 pub fn follow(client: Client) -> watch::Receiver<Arc<NodeAddresses>> {
     let (sender, receiver) = watch::channel(Arc::new(BTreeMap::new()));
     let (events, mut queue) = mpsc::channel::<Event<Addresses>>(QUEUE);
-    tokio::spawn(forward(all::<Addresses>(client), watcher::Config::default(), vec![sink(events, |event| event)]));
+    tokio::spawn(forward(client, watcher::Config::default(), vec![sink(events, |event| event)]));
     tokio::spawn(async move {
         loop {
             let event = tokio::select! {

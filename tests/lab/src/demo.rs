@@ -202,7 +202,7 @@ impl Demo<'_> {
             Ok(self.announcer(address)?.filter(|node| *node != old))
         });
         // The dead node's own object still says what it announced last.
-        let by = new.map_or_else(|_| "another node".to_owned(), |node| node);
+        let by = new.unwrap_or_else(|_| "another node".to_owned());
         story.say(&format!("  {address} answered again after {} ms, announced by {by}", gap.as_millis()))?;
         story.done()
     }

@@ -10,7 +10,6 @@ use crate::lab::Lab;
 use crate::layout::{API_PORT, Member};
 use crate::machine;
 use crate::node::CONTAINERD;
-use crate::progress::Progress;
 use crate::run::run_from_file;
 
 /// Namespace and release name of the chart.

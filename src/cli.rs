@@ -1,30 +1,72 @@
 //! The command line: one sub-command per file.
 
+pub mod cluster;
+pub mod crds;
+pub mod node;
+
+use std::error::Error;
+use std::io::Write as _;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
-pub mod crds;
+use crate::runtime::telemetry::{self, LogFormat};
 
-/// Addresses, announcement and forwarding for LoadBalancer Services on bare metal.
+/// A load balancer for bare-metal Kubernetes: addresses, announcement and forwarding in one binary.
 #[derive(Debug, Parser)]
-#[command(name = "steelyard", version)]
+#[command(name = "steelyard", version, about, max_term_width = 110)]
 pub struct Cli {
+    /// What to log: a level, or directives such as `info,steelyard::speaker=debug`
+    #[arg(long, global = true, env = "STEELYARD_LOG", default_value = "info,kube=warn", value_name = "FILTER")]
+    log: String,
+
+    /// How log lines look
+    #[arg(long, global = true, env = "STEELYARD_LOG_FORMAT", default_value = "text", value_enum)]
+    log_format: LogFormat,
+
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Node(node::Node),
     Crds(crds::Crds),
 }
 
 impl Cli {
-    /// Runs the sub-command.
-    ///
-    /// # Errors
-    /// Whatever the sub-command reports.
-    pub fn run(&self) -> Result<(), Box<dyn std::error::Error>> {
-        match &self.command {
+    /// Runs the sub-command; its error goes to stderr with every cause.
+    pub async fn run(self) -> ExitCode {
+        if let Err(error) = telemetry::install(&self.log, self.log_format) {
+            return fail(&format!("--log: {error}"));
+        }
+        let result: Result<(), Box<dyn Error>> = match self.command {
+            Command::Node(node) => node.run().await.map_err(Into::into),
             Command::Crds(crds) => crds.run().map_err(Into::into),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&chain(error.as_ref())),
         }
     }
+}
+
+fn fail(message: &str) -> ExitCode {
+    // Nothing is left to tell if stderr is closed.
+    let _written = writeln!(std::io::stderr(), "steelyard: {message}");
+    ExitCode::FAILURE
+}
+
+/// An error with all its causes in one line. A cause that its effect quotes already is not said again.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        if !text.ends_with(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        cause = error.source();
+    }
+    text
 }

@@ -3,13 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use steelyard::cli::Cli;
 
-fn main() -> ExitCode {
-    match steelyard::cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("steelyard: {error}");
-            ExitCode::FAILURE
-        }
-    }
+#[tokio::main]
+async fn main() -> ExitCode {
+    Cli::parse().run().await
 }

@@ -66,6 +66,11 @@ impl Desired {
         &self.node
     }
 
+    /// Which Service port has a frontend.
+    pub fn owner(&self, frontend: &FrontendKey) -> Option<&EntryKey> {
+        self.owners.owner(frontend)
+    }
+
     /// Who goes without a frontend because another Service has it.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict> + '_ {
         self.owners.conflicts()

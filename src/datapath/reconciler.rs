@@ -81,7 +81,13 @@ impl Datapath {
     fn report(&mut self, report: &Report, took: Duration) {
         self.metrics.programmed(report, took);
         if report.is_rebuilt || report.added + report.deleted > 0 {
-            tracing::debug!(added = report.added, deleted = report.deleted, rebuilt = report.is_rebuilt, ?took, "programmed");
+            tracing::debug!(
+                added = report.added,
+                deleted = report.deleted,
+                rebuilt = report.is_rebuilt,
+                ?took,
+                "programmed"
+            );
         }
         let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
         for conflict in conflicts.difference(&self.conflicts) {
@@ -148,9 +154,8 @@ impl Component for Datapath {
             Scope::Changed => plan::Scope::Keys(update.entries),
         };
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let report = tokio::task::block_in_place(|| {
-            self.programmer.apply(self.desired.entries(), &scope, self.desired.node())
-        })?;
+        let report =
+            tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
         self.programmed.send_if_modified(|known| {
             let now = Programmed::These(self.programmer.programmed_addresses().clone());
             let is_new = **known != now;

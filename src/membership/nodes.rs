@@ -13,13 +13,13 @@ use tokio::sync::{mpsc, watch};
 use super::NodeAddresses;
 use crate::model::node::{Node, NodeError};
 use crate::names::NodeName;
-use crate::runtime::watch::{Event, Observed, all, forward};
+use crate::runtime::watch::{Event, Observed, forward, sink};
 
 /// How many events may wait; each is taken at once.
 const QUEUE: usize = 64;
 
 /// A node, as far as heartbeats need it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Addresses {
     node: NodeName,
     addresses: Vec<IpAddr>,
@@ -44,7 +44,7 @@ impl Observed for Addresses {
 pub fn follow(client: Client) -> watch::Receiver<Arc<NodeAddresses>> {
     let (sender, receiver) = watch::channel(Arc::new(BTreeMap::new()));
     let (events, mut queue) = mpsc::channel::<Event<Addresses>>(QUEUE);
-    tokio::spawn(forward::<Addresses, _>(all::<Addresses>(client), watcher::Config::default(), events, |event| event));
+    tokio::spawn(forward(client, watcher::Config::default(), vec![sink(events, |event| event)]));
     tokio::spawn(async move {
         loop {
             let event = tokio::select! {

@@ -64,16 +64,16 @@ pub fn sink<T: Observed, E: Send + 'static>(sender: mpsc::Sender<E>, wrap: fn(Ev
     })
 }
 
-/// Watches all objects that `api` and `config` select and sends what it sees to every sink, until one of them is gone:
-/// several components take one watch.
+/// Watches all objects of one kind that `config` selects, in all namespaces, and sends what it sees to every sink, until
+/// one of them is gone: several components take one watch.
 ///
 /// Broken connections are taken up again with pauses from 0.2 s to 5 s, for ever: a node agent outlives any outage of the
 /// API server.
-pub async fn forward<T>(api: Api<DeserializeGuard<T::Object>>, config: watcher::Config, sinks: Vec<Sink<T>>)
+pub async fn forward<T>(client: Client, config: watcher::Config, sinks: Vec<Sink<T>>)
 where
     T: Observed + Clone,
 {
-    let mut events = std::pin::pin!(events::<T>(api, config));
+    let mut events = std::pin::pin!(events::<T>(Api::all(client), config));
     while let Some(event) = events.next().await {
         for sink in &sinks {
             if !sink(event.clone()).await {
@@ -81,11 +81,6 @@ where
             }
         }
     }
-}
-
-/// An API handle for a cluster-wide watch whose objects may be malformed one by one.
-pub fn all<T: Observed>(client: Client) -> Api<DeserializeGuard<T::Object>> {
-    Api::all(client)
 }
 
 fn events<T: Observed>(

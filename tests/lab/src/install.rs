@@ -15,6 +15,8 @@ use crate::run::run_from_file;
 /// Namespace and release name of the chart.
 const NAMESPACE: &str = "steelyard-system";
 const RELEASE: &str = "steelyard";
+/// The label of everything in it.
+const OURS: &str = "app.kubernetes.io/name=steelyard";
 
 impl Lab {
     /// Install our chart, or upgrade it, with the image made of `binary`, and wait until all of it is ready.
@@ -35,7 +37,31 @@ impl Lab {
         arguments.extend(["--set", &host, "--set", &port, "--set", &pods]);
         arguments.extend(extra);
         arguments.extend(["--wait", "--timeout", "90s"]);
-        self.helm(&arguments).map(drop)
+        self.helm(&arguments).map(drop).with_context(|| self.what_our_pods_say())
+    }
+
+    /// Helm does not tell why something did not become ready.
+    fn what_our_pods_say(&self) -> String {
+        let said = |arguments: &[&str]| self.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
+        let pods = said(&["--namespace", NAMESPACE, "get", "pods", "--output", "wide"]);
+        let logs =
+            said(
+                &[
+                    &[
+                        "--namespace",
+                        NAMESPACE,
+                        "logs",
+                        "--selector",
+                        OURS,
+                        "--all-containers",
+                        "--prefix",
+                        "--tail=10",
+                    ][..],
+                    &["--ignore-errors", "--max-log-requests=60"],
+                ]
+                .concat(),
+            );
+        format!("Steelyard did not become ready:\n{pods}{logs}")
     }
 
     /// Put a newly built `binary` on all nodes and let everything of ours restart with it, one after the other.
@@ -44,7 +70,7 @@ impl Lab {
     /// If a node refuses it, or the restart does not come to its end.
     pub fn load(&self, binary: &Path) -> Result<()> {
         self.import(&images::steelyard(binary, images::STEELYARD)?)?;
-        let ours = ["deployments,daemonsets", "--selector", "app.kubernetes.io/name=steelyard"];
+        let ours = ["deployments,daemonsets", "--selector", OURS];
         let namespace = ["--namespace", NAMESPACE];
         self.kubectl(&[&["rollout", "restart"][..], &ours, &namespace].concat())?;
         self.kubectl(&[&["rollout", "status"][..], &ours, &namespace, &["--timeout", "90s"]].concat()).map(drop)

@@ -115,7 +115,8 @@ fn network_config(n: u8) -> String {
 
 fn containerd_config(bin: &Path, folder: &Path) -> Result<String> {
     // An overlay cannot have its upper folder on another overlay (a lab inside a container): copy instead.
-    let on_overlay = statfs(folder).context("failed to look at the file system of the state folder")?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
+    let on_overlay = statfs(folder).context("failed to look at the file system of the state folder")?.filesystem_type()
+        == OVERLAYFS_SUPER_MAGIC;
     let snapshotter = if on_overlay { "native" } else { "overlayfs" };
     let (bin, folder) = (bin.display(), folder.display());
     Ok(format!(

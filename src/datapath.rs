@@ -1,6 +1,11 @@
 //! Forwards ClusterIP, NodePort and load-balancer traffic to endpoints.
 
 pub mod apply;
+pub mod desired;
+pub mod endpoints;
 pub mod entry;
+pub mod index;
 pub mod nft;
 pub mod plan;
+pub mod settings;
+pub mod simulate;

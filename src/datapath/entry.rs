@@ -25,7 +25,7 @@ pub struct EntryKey {
 pub struct ForwardingEntry {
     /// Where clients dial, and how each of these is treated.
     pub frontends: BTreeMap<Frontend, Treatment>,
-    /// What stands behind policy `Cluster`.
+    /// What stands behind policy `Cluster`. Equal to [`Target::Reject`] where no frontend uses it.
     pub cluster: Target,
     /// What stands behind policy `Local`. Equal to [`Target::Reject`] where no frontend uses it.
     pub local: Target,
@@ -33,7 +33,8 @@ pub struct ForwardingEntry {
     pub affinity: Option<Duration>,
     /// Who may dial a frontend whose treatment is filtered. Only ranges of this family; empty admits nobody.
     pub source_ranges: Vec<IpNet>,
-    /// Endpoints that run on this node, which alone can reach themselves through the Service: address by address.
+    /// Which endpoints may meet themselves here, since they run on this node or nobody says where: a connection from
+    /// such an address that is sent back to the same address is masqueraded (hairpin), whatever else holds.
     pub local_addresses: BTreeSet<IpAddr>,
 }
 
@@ -75,20 +76,39 @@ pub enum Target {
 /// What holds for all Services on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeForwarding {
-    /// Prefixes of pods whose traffic to cluster IPs is not masqueraded (`detectLocalMode`); none: cannot tell, so
-    /// nothing is masqueraded on cluster IPs and there is no short-circuit for pods.
+    /// Prefixes of pods whose traffic to cluster IPs is not masqueraded (`detectLocalMode`). None of a family: cannot
+    /// tell in that family, so nothing is masqueraded on its cluster IPs and its pods have no short-circuit.
     pub pod_cidrs: Vec<IpNet>,
     /// Masquerade everything that goes to a cluster IP.
     pub masquerade_all: bool,
     /// Where NodePorts answer.
-    pub node_ports: NodePortAddresses,
+    pub node_ports: NodePorts,
     /// Ranges from which cluster IPs come: addresses in them that belong to no Service are dropped.
     pub service_cidrs: Vec<IpNet>,
     /// Cluster IPs of all Services: their unlisted ports are rejected.
     pub cluster_ips: BTreeSet<IpAddr>,
 }
 
-/// The addresses on which NodePorts answer.
+/// Where NodePorts answer, family by family: a setting may name one and leave the other without.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodePorts {
+    /// IPv4 addresses.
+    pub v4: NodePortAddresses,
+    /// IPv6 addresses.
+    pub v6: NodePortAddresses,
+}
+
+impl NodePorts {
+    /// Those of one family.
+    pub const fn of(&self, family: Family) -> &NodePortAddresses {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+}
+
+/// The addresses of one family on which NodePorts answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePortAddresses {
     /// These local addresses.

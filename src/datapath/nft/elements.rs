@@ -243,7 +243,7 @@ pub fn node_elements(node: &NodeForwarding, family: Family) -> Vec<Element> {
         (false, true) => elements.push(Element::Unmasqueraded(everything(family))),
         (false, false) => elements.extend(pods.into_iter().map(Element::Unmasqueraded)),
     }
-    match &node.node_ports {
+    match node.node_ports.of(family) {
         NodePortAddresses::These(addresses) => {
             elements.extend(of_family(addresses, family).map(Element::NodePortAddress));
         }

@@ -1,0 +1,180 @@
+//! What should be true in the kernel: from what has been seen, one [`ForwardingEntry`] for each Service port and family,
+//! and what holds for all of them. Kept up change by change; over all Services the same code is a resync.
+
+mod entries;
+mod node;
+mod owners;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use self::entries::{Wish, wishes_of};
+use self::node::ClusterIps;
+use self::owners::{Age, Claim, Owners};
+use super::entry::{EntryKey, ForwardingEntry, NodeForwarding};
+use super::index::{Changes, Index};
+use super::settings::Settings;
+use crate::model::node::Node;
+use crate::model::{Family, Protocol};
+use crate::names::{PortName, ServiceKey, ServicePortKey};
+
+pub use self::entries::{Standing, entries_of};
+pub use self::owners::{Conflict, FrontendKey};
+
+/// What a turn changed: all that `plan` has to look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Update {
+    /// Entries that came, changed or went.
+    pub entries: BTreeSet<EntryKey>,
+    /// Cluster IPs that came or went.
+    pub cluster_ips: BTreeSet<IpAddr>,
+    /// Whether anything else of [`NodeForwarding`] changed.
+    pub is_node_changed: bool,
+}
+
+impl Update {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.cluster_ips.is_empty() && !self.is_node_changed
+    }
+}
+
+/// The desired state.
+#[derive(Debug, Default)]
+pub struct Desired {
+    entries: BTreeMap<EntryKey, ForwardingEntry>,
+    node: NodeForwarding,
+    cluster_ips: ClusterIps,
+    owners: Owners,
+}
+
+impl Desired {
+    /// Works out all of an index at once.
+    pub fn from_index(index: &Index, settings: &Settings) -> Self {
+        let mut desired = Self::default();
+        desired.update(index, settings, &index.everything());
+        desired
+    }
+
+    /// Every entry.
+    pub const fn entries(&self) -> &BTreeMap<EntryKey, ForwardingEntry> {
+        &self.entries
+    }
+
+    /// What holds for all Services.
+    pub const fn node(&self) -> &NodeForwarding {
+        &self.node
+    }
+
+    /// Who goes without a frontend because another Service has it.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> + '_ {
+        self.owners.conflicts()
+    }
+
+    /// Takes in what changed since the last turn. The settings must be the same in every turn.
+    ///
+    /// Costs as much as the Services named in `changes`, and those that gain or lose a frontend by them. Before this
+    /// node's own object has been seen there is nothing to decide, and the index names everything again when it comes.
+    pub fn update(&mut self, index: &Index, settings: &Settings, changes: &Changes) -> Update {
+        let Some(node) = index.node() else { return Update::default() };
+        let mut update = Update::default();
+        if changes.is_node_changed {
+            update.is_node_changed = self.update_node(index, settings, node);
+        }
+        let mut wishes = BTreeMap::new();
+        let mut contenders = BTreeSet::new();
+        for key in &changes.services {
+            let wish = self.update_service(index, node, key, &mut update, &mut contenders);
+            wishes.insert(key.clone(), wish);
+        }
+        for key in contenders {
+            wishes.entry(key).or_insert_with_key(|key| wishes_in(index, node, key));
+        }
+        for (service, wish) in wishes {
+            self.settle(&service, wish, &mut update);
+        }
+        update
+    }
+
+    fn update_node(&mut self, index: &Index, settings: &Settings, node: &Node) -> bool {
+        let cluster_ips = std::mem::take(&mut self.node.cluster_ips);
+        let wanted = NodeForwarding {
+            pod_cidrs: node::pod_prefixes(settings, node),
+            masquerade_all: settings.masquerade_all,
+            node_ports: node::node_ports(settings, node, index.local_addresses()),
+            service_cidrs: index.service_cidrs().collect(),
+            cluster_ips: BTreeSet::new(),
+        };
+        let is_changed = self.node != wanted;
+        self.node = NodeForwarding { cluster_ips, ..wanted };
+        is_changed
+    }
+
+    /// Takes a Service's claims and cluster IPs, and adds to `contenders` whom that gives or takes a frontend.
+    fn update_service(
+        &mut self,
+        index: &Index,
+        node: &Node,
+        key: &ServiceKey,
+        update: &mut Update,
+        contenders: &mut BTreeSet<ServiceKey>,
+    ) -> BTreeMap<EntryKey, Wish> {
+        let wish = wishes_in(index, node, key);
+        let service = index.service(key).filter(|service| service.is_proxied);
+        let cluster_ips = service.map(|service| service.cluster_ips.as_slice()).unwrap_or_default();
+        update.cluster_ips.extend(self.cluster_ips.replace(key, cluster_ips, &mut self.node.cluster_ips));
+        let age = Age::from(service.and_then(|service| service.created));
+        contenders.extend(self.owners.replace(key, claims_of(&wish, age)));
+        wish
+    }
+
+    /// Makes a Service's entries those that it wishes, without the frontends that another owns.
+    fn settle(&mut self, service: &ServiceKey, wishes: BTreeMap<EntryKey, Wish>, update: &mut Update) {
+        let mut wanted = BTreeMap::new();
+        for (key, wish) in wishes {
+            let mut entry = wish.entry;
+            entry.frontends.retain(|frontend, _| {
+                let frontend = FrontendKey { family: key.family, protocol: key.port.protocol, frontend: *frontend };
+                self.owners.owner(&frontend) == Some(&key)
+            });
+            if !entry.frontends.is_empty() {
+                wanted.insert(key, entry);
+            }
+        }
+        let first = EntryKey {
+            port: ServicePortKey { service: service.clone(), port: PortName::new(""), protocol: Protocol::Tcp },
+            family: Family::V4,
+        };
+        let known = self.entries.range(first..).take_while(|(key, _)| key.port.service == *service);
+        let gone: Vec<EntryKey> =
+            known.filter(|(key, _)| !wanted.contains_key(key)).map(|(key, _)| key.clone()).collect();
+        for key in gone {
+            self.entries.remove(&key);
+            update.entries.insert(key);
+        }
+        for (key, entry) in wanted {
+            if self.entries.get(&key) != Some(&entry) {
+                self.entries.insert(key.clone(), entry);
+                update.entries.insert(key);
+            }
+        }
+    }
+}
+
+fn wishes_in(index: &Index, node: &Node, key: &ServiceKey) -> BTreeMap<EntryKey, Wish> {
+    index.service(key).map(|service| wishes_of(service, index.slices_of(key), node)).unwrap_or_default()
+}
+
+fn claims_of(wishes: &BTreeMap<EntryKey, Wish>, age: Age) -> BTreeMap<FrontendKey, Vec<Claim>> {
+    let mut claims: BTreeMap<FrontendKey, Vec<Claim>> = BTreeMap::new();
+    for (entry, wish) in wishes {
+        for (frontend, wanted) in &wish.frontends {
+            let key = FrontendKey { family: entry.family, protocol: entry.port.protocol, frontend: *frontend };
+            claims.entry(key).or_default().push(Claim { standing: wanted.standing, age, entry: entry.clone() });
+        }
+    }
+    claims
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! What the datapath has seen of the cluster and of this machine, and which Services that touched since the last turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::model::endpoints::{EndpointSlice, SliceKey};
+use crate::model::node::Node;
+use crate::model::service::Service;
+use crate::names::ServiceKey;
+
+/// What a turn has to look at again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Services of which anything changed: themselves, their endpoints, or where this node stands to them.
+    pub services: BTreeSet<ServiceKey>,
+    /// Whether what holds for all Services may have changed: this node, its addresses, the ranges of cluster IPs.
+    pub is_node_changed: bool,
+}
+
+impl Changes {
+    /// Whether there is nothing to look at.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.is_node_changed
+    }
+}
+
+/// What has been seen. A burst of changes to one Service is one change; what does not change anything is none.
+#[derive(Debug, Default)]
+pub struct Index {
+    services: BTreeMap<ServiceKey, Service>,
+    slices: BTreeMap<ServiceKey, BTreeMap<SliceKey, EndpointSlice>>,
+    service_of_slice: BTreeMap<SliceKey, ServiceKey>,
+    node: Option<Node>,
+    local_addresses: BTreeSet<IpAddr>,
+    service_cidrs: BTreeSet<IpNet>,
+    changes: Changes,
+}
+
+impl Index {
+    /// A Service by key.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// All Services.
+    pub fn services(&self) -> impl Iterator<Item = &Service> + '_ {
+        self.services.values()
+    }
+
+    /// The slices of a Service in the order of their names.
+    pub fn slices_of(&self, service: &ServiceKey) -> impl Iterator<Item = &EndpointSlice> + Clone + '_ {
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// This node, once it has been seen.
+    pub const fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// Every address of this machine's interfaces.
+    pub const fn local_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.local_addresses
+    }
+
+    /// The ranges that cluster IPs come from.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.service_cidrs.iter().copied()
+    }
+
+    /// What changed since this was last asked.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Everything, as if all of it had just been seen: for a resync.
+    pub fn everything(&self) -> Changes {
+        Changes { services: self.services.keys().cloned().collect(), is_node_changed: true }
+    }
+
+    /// Sees a Service that is new or changed.
+    pub fn apply_service(&mut self, service: Service) {
+        if self.services.get(&service.key) != Some(&service) {
+            self.changes.services.insert(service.key.clone());
+            self.services.insert(service.key.clone(), service);
+        }
+    }
+
+    /// Sees that a Service is gone.
+    pub fn remove_service(&mut self, key: &ServiceKey) {
+        if self.services.remove(key).is_some() {
+            self.changes.services.insert(key.clone());
+        }
+    }
+
+    /// Sees a whole list of Services: those that are not in it are gone.
+    pub fn replace_services(&mut self, services: impl IntoIterator<Item = Service>) {
+        let mut gone: BTreeSet<ServiceKey> = self.services.keys().cloned().collect();
+        for service in services {
+            gone.remove(&service.key);
+            self.apply_service(service);
+        }
+        for key in gone {
+            self.remove_service(&key);
+        }
+    }
+
+    /// Sees a slice that is new or changed; it may have moved to another Service.
+    pub fn apply_slice(&mut self, slice: EndpointSlice) {
+        if self.service_of_slice.get(&slice.key).is_some_and(|service| *service != slice.service) {
+            self.remove_slice(&slice.key);
+        }
+        let known = self.slices.entry(slice.service.clone()).or_default();
+        if known.get(&slice.key) != Some(&slice) {
+            self.changes.services.insert(slice.service.clone());
+            self.service_of_slice.insert(slice.key.clone(), slice.service.clone());
+            known.insert(slice.key.clone(), slice);
+        }
+    }
+
+    /// Sees that a slice is gone, or no longer one that can be used.
+    pub fn remove_slice(&mut self, key: &SliceKey) {
+        let Some(service) = self.service_of_slice.remove(key) else { return };
+        if let Some(slices) = self.slices.get_mut(&service) {
+            slices.remove(key);
+            if slices.is_empty() {
+                self.slices.remove(&service);
+            }
+        }
+        self.changes.services.insert(service);
+    }
+
+    /// Sees a whole list of slices: those that are not in it are gone.
+    pub fn replace_slices(&mut self, slices: impl IntoIterator<Item = EndpointSlice>) {
+        let mut gone: BTreeSet<SliceKey> = self.service_of_slice.keys().cloned().collect();
+        for slice in slices {
+            gone.remove(&slice.key);
+            self.apply_slice(slice);
+        }
+        for key in gone {
+            self.remove_slice(&key);
+        }
+    }
+
+    /// Sees this node. Its name, zone and addresses decide about every Service; the rest only about all of them at once.
+    ///
+    /// There is no way to see it gone: a datapath whose Node object was deleted forwards on as before.
+    pub fn apply_node(&mut self, node: Node) {
+        let is_same_place = self.node.as_ref().is_some_and(|known| {
+            known.name == node.name && known.zone == node.zone && known.addresses == node.addresses
+        });
+        if !is_same_place {
+            self.changes.services.extend(self.services.keys().cloned());
+        }
+        let are_same_pods = self.node.as_ref().is_some_and(|known| known.pod_cidrs == node.pod_cidrs);
+        self.changes.is_node_changed |= !is_same_place || !are_same_pods;
+        self.node = Some(node);
+    }
+
+    /// Sees the addresses of this machine's interfaces.
+    pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        if self.local_addresses != addresses {
+            self.local_addresses = addresses;
+            self.changes.is_node_changed = true;
+        }
+    }
+
+    /// Sees the ranges that cluster IPs come from, those of all ServiceCIDR objects together.
+    pub fn set_service_cidrs(&mut self, cidrs: impl IntoIterator<Item = IpNet>) {
+        let cidrs = cidrs.into_iter().collect();
+        if self.service_cidrs != cidrs {
+            self.service_cidrs = cidrs;
+            self.changes.is_node_changed = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+
+    fn service(name: &str, port: u16) -> Service {
+        let yaml = format!(
+            "metadata: {{name: {name}, namespace: ns}}\nspec: {{clusterIP: 172.30.0.1, ports: [{{port: {port}}}]}}"
+        );
+        Service::try_from(&serde_saphyr::from_str::<core::Service>(&yaml).unwrap()).unwrap()
+    }
+
+    fn slice(name: &str, service: &str) -> EndpointSlice {
+        let yaml = format!(
+            "metadata: {{name: {name}, namespace: ns, labels: {{kubernetes.io/service-name: {service}}}}}\n\
+             addressType: IPv4\nendpoints: [{{addresses: [10.0.0.1]}}]\nports: [{{name: '', port: 80}}]"
+        );
+        EndpointSlice::try_from(&serde_saphyr::from_str::<discovery::EndpointSlice>(&yaml).unwrap()).unwrap()
+    }
+
+    fn node(zone: &str) -> Node {
+        let yaml = format!("metadata: {{name: n, labels: {{topology.kubernetes.io/zone: {zone}}}}}");
+        Node::try_from(&serde_saphyr::from_str::<core::Node>(&yaml).unwrap()).unwrap()
+    }
+
+    fn keys(names: &[&str]) -> BTreeSet<ServiceKey> {
+        names.iter().map(|name| ServiceKey::new("ns", *name)).collect()
+    }
+
+    #[test]
+    fn a_burst_is_one_change_and_a_repetition_none() {
+        let mut index = Index::default();
+        for port in [1, 2, 3] {
+            index.apply_service(service("a", port));
+            index.apply_slice(slice("x", "a"));
+        }
+        assert_eq!(index.take_changes().services, keys(&["a"]));
+        index.apply_service(service("a", 3));
+        index.apply_slice(slice("x", "a"));
+        assert!(index.take_changes().is_empty());
+    }
+
+    #[test]
+    fn a_list_removes_what_it_leaves_out() {
+        let mut index = Index::default();
+        index.replace_services([service("a", 1), service("b", 1), service("c", 1)]);
+        index.replace_slices([slice("x", "a"), slice("y", "b")]);
+        index.take_changes();
+        index.replace_services([service("b", 1), service("c", 2)]);
+        index.replace_slices([slice("x", "a")]);
+        assert_eq!(index.take_changes().services, keys(&["a", "b", "c"]));
+        assert_eq!(index.services().count(), 2);
+        assert_eq!(index.slices_of(&ServiceKey::new("ns", "b")).count(), 0);
+    }
+
+    #[test]
+    fn a_slice_that_moves_changes_both_services() {
+        let mut index = Index::default();
+        index.apply_slice(slice("x", "a"));
+        index.take_changes();
+        index.apply_slice(slice("x", "b"));
+        assert_eq!(index.take_changes().services, keys(&["a", "b"]));
+        index.remove_slice(&slice("x", "b").key);
+        assert_eq!(index.take_changes().services, keys(&["b"]));
+        assert!(index.slices.is_empty() && index.service_of_slice.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_changes_its_zone_touches_every_service() {
+        let mut index = Index::default();
+        index.replace_services([service("a", 1), service("b", 1)]);
+        index.apply_node(node("z1"));
+        index.take_changes();
+        index.apply_node(Node { is_ready: true, ..node("z1") });
+        assert!(index.take_changes().is_empty());
+        index.apply_node(node("z2"));
+        let expected = Changes { services: keys(&["a", "b"]), is_node_changed: true };
+        assert_eq!(index.take_changes(), expected);
+    }
+
+    #[test]
+    fn addresses_of_the_machine_touch_no_service() {
+        let mut index = Index::default();
+        index.apply_service(service("a", 1));
+        index.take_changes();
+        index.set_local_addresses(BTreeSet::from(["192.0.2.1".parse().unwrap()]));
+        index.set_service_cidrs(["172.30.0.0/16".parse().unwrap()]);
+        assert_eq!(index.take_changes(), Changes { services: BTreeSet::new(), is_node_changed: true });
+    }
+}

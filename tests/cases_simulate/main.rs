@@ -1,0 +1,99 @@
+//! Holds `simulate` to the fact tables, each case in its own family and in the other one.
+//!
+//! `STEELYARD_CASES` names another file of the same form. The last line is `N passed, N failed, N skipped`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test program of its own, not covered by the exceptions for test functions"
+)]
+
+#[path = "../flows/flows.rs"]
+mod flows;
+mod selection;
+
+use std::process::ExitCode;
+
+use serde_json::Value;
+use steelyard::datapath::simulate::simulate;
+
+use crate::flows::form::Scenario;
+use crate::flows::tally::Tally;
+use crate::flows::world::World;
+use crate::flows::{CaseFile, in_both_families, title_of};
+
+fn main() -> ExitCode {
+    // Test runners ask every target for its list; this one has no single tests to name.
+    if std::env::args().any(|argument| argument == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    let mut tally = Tally::default();
+    match CaseFile::load() {
+        Ok(file) => run(&file, &mut tally),
+        Err(error) => tally.fail("file of cases", error),
+    }
+    tally.finish()
+}
+
+fn run(file: &CaseFile, tally: &mut Tally) {
+    for problem in &file.problems {
+        tally.fail("file of cases", problem);
+    }
+    for case in &file.scenarios {
+        for (suffix, case_in_family) in in_both_families(case) {
+            let title = format!("{}{suffix}", title_of(case));
+            match case_in_family.and_then(|case| Ok((Scenario::read(&case)?, case))) {
+                Ok((scenario, case)) => run_scenario(&title, &scenario, &case, tally),
+                Err(error) => fail_all_flows(&title, case, &error, tally),
+            }
+        }
+    }
+    for case in &file.selections {
+        for (suffix, case_in_family) in in_both_families(case) {
+            let result = case_in_family.and_then(|case| selection::check(&case));
+            tally.record(format_args!("endpoint selection: {}{suffix}", title_of(case)), result);
+        }
+    }
+    for case in &file.health_checks {
+        let reason = "needs the health check server, which is not built yet";
+        tally.skip(format_args!("health check node port: {}", title_of(case)), reason);
+    }
+    let entries = file.conntrack.as_ref().and_then(|table| table.get("entries")).and_then(Value::as_array);
+    for entry in entries.into_iter().flatten() {
+        let text = |field: &str| entry.get(field).map(|value| value.to_string().replace('"', "")).unwrap_or_default();
+        let name = format!("{} {} {}, {}", text("proto"), text("orig_dst"), text("orig_dport"), text("endpoint_state"));
+        tally.skip(format_args!("conntrack cleanup: {name}"), "removal of stale flows is not built yet");
+    }
+}
+
+fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tally) {
+    let world = match World::of(scenario) {
+        Ok(world) => world,
+        Err(error) => return fail_all_flows(title, case, &error, tally),
+    };
+    for (name, flow) in &scenario.flows {
+        let result = flow.clone().and_then(|flow| {
+            let desired = &world.desired;
+            let trace = simulate(desired.entries(), desired.node(), &world.local_addresses, flow.packet);
+            flow.expect.check(&trace.verdict).map_err(|error| {
+                let steps: Vec<String> = trace.steps.iter().map(ToString::to_string).collect();
+                format!("{error} ({})", steps.join("; "))
+            })
+        });
+        tally.record(format_args!("{title}: {name}"), result);
+    }
+}
+
+/// A scenario that cannot be read fails as often as it has flows.
+fn fail_all_flows(title: &str, case: &Value, error: &str, tally: &mut Tally) {
+    match case.get("flows").and_then(Value::as_array) {
+        Some(flows) if !flows.is_empty() => {
+            for flow in flows {
+                tally.fail(format_args!("{title}: {}", title_of(flow)), error);
+            }
+        }
+        Some(_) | None => tally.fail(title, error),
+    }
+}

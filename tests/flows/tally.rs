@@ -1,0 +1,52 @@
+//! Counts results and says what is not passed, and why.
+
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Results so far.
+#[derive(Debug, Default)]
+pub struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    /// Counts a case that holds or fails with its reason.
+    pub fn record(&mut self, name: impl fmt::Display, result: Result<(), String>) {
+        match result {
+            Ok(()) => self.passed += 1,
+            Err(reason) => self.fail(name, reason),
+        }
+    }
+
+    /// Counts a case that fails.
+    pub fn fail(&mut self, name: impl fmt::Display, reason: impl fmt::Display) {
+        self.failed += 1;
+        say(format_args!("FAILED  {name}: {reason}"));
+    }
+
+    /// Counts a case that this runner does not try.
+    pub fn skip(&mut self, name: impl fmt::Display, reason: impl fmt::Display) {
+        self.skipped += 1;
+        say(format_args!("skipped {name}: {reason}"));
+    }
+
+    /// Passed, failed, skipped.
+    pub const fn counts(&self) -> (usize, usize, usize) {
+        (self.passed, self.failed, self.skipped)
+    }
+
+    /// Prints the last line. A run in which nothing was tried has not passed.
+    pub fn finish(self) -> ExitCode {
+        let Self { passed, failed, skipped } = self;
+        say(format_args!("{passed} passed, {failed} failed, {skipped} skipped"));
+        if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+fn say(line: fmt::Arguments<'_>) {
+    // A closed pipe must not turn into a panic; the exit code still tells.
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}

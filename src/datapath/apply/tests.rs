@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::datapath::entry::{Frontend, NodePortAddresses, Treatment};
+use crate::datapath::entry::{Frontend, NodePortAddresses, NodePorts, Treatment};
 use crate::datapath::nft::elements::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
@@ -17,9 +17,10 @@ fn node() -> NodeForwarding {
     NodeForwarding {
         pod_cidrs: ["10.244.1.0/24", "10.244.2.0/24", "fd00:10:244::/64"].map(|text| text.parse().unwrap()).to_vec(),
         masquerade_all: false,
-        node_ports: NodePortAddresses::These(
-            ["192.168.0.2", "2001:db8::2"].into_iter().map(|text| text.parse().unwrap()).collect(),
-        ),
+        node_ports: NodePorts {
+            v4: NodePortAddresses::These(["192.168.0.2".parse().unwrap()].into()),
+            v6: NodePortAddresses::These(["2001:db8::2".parse().unwrap()].into()),
+        },
         service_cidrs: ["10.96.0.0/16", "fd00:10:96::/112"].map(|text| text.parse().unwrap()).to_vec(),
         cluster_ips: ["10.96.0.1", "10.96.0.2", "fd00:10:96::1"].iter().map(|text| text.parse().unwrap()).collect(),
     }
@@ -115,7 +116,7 @@ fn the_ruleset_is_what_it_was() {
 fn the_listing_loads_again_and_lists_the_same() {
     in_new_namespace(|| {
         let mut node = node();
-        node.node_ports = NodePortAddresses::All;
+        node.node_ports = NodePorts { v4: NodePortAddresses::All, v6: NodePortAddresses::All };
         node.pod_cidrs.clear();
         Programmer::new().unwrap().apply(&entries(), &Scope::All, &node).unwrap();
         let (text, sorted) = (listing(), sorted_listing());
@@ -178,7 +179,7 @@ fn node_settings_change_in_place() {
         for prefixes in [&["10.244.0.0/16"][..], &["10.244.1.0/24", "10.244.2.0/25"], &[], &["0.0.0.0/1"]] {
             let mut node = node();
             node.pod_cidrs = prefixes.iter().map(|text| text.parse().unwrap()).collect();
-            node.node_ports = NodePortAddresses::All;
+            node.node_ports = NodePorts { v4: NodePortAddresses::All, v6: NodePortAddresses::All };
             let report = programmer.apply(&entries(), &Scope::Keys(BTreeSet::new()), &node).unwrap();
             assert!(!report.is_rebuilt && report.added > 0, "{prefixes:?}: {report:?}");
             listing();

@@ -47,6 +47,7 @@ pub fn chains(family: Family) -> Vec<ChainRules> {
         plain("short_circuit", rules.short_circuit()),
         plain("guarded_short_circuit", RulesOf::guarded_short_circuit()),
         plain("frontend", RulesOf::frontend()),
+        plain("unlisted", rules.unlisted()),
         plain("nodeport", rules.node_port()),
         plain("classify", rules.classify()),
         plain("masquerade_internal", rules.masquerade_internal()),
@@ -192,13 +193,21 @@ impl RulesOf {
                 &[Expression::Verdict(goto("frontend"))],
             ]
             .concat(),
-            // meta l4proto . th dport @nodeports jump nodeport
+            // meta l4proto . th dport @nodeports goto nodeport
             vec![
                 Expression::Meta(MetaKey::Protocol, R0),
                 destination_port(R1),
                 Expression::Contained(R0, layout::NODE_PORTS),
-                Expression::Verdict(jump("nodeport")),
+                Expression::Verdict(goto("nodeport")),
             ],
+            // goto unlisted
+            vec![Expression::Verdict(goto("unlisted"))],
+        ]
+    }
+
+    /// To no frontend.
+    fn unlisted(&self) -> Rules {
+        vec![
             // A port that the Service of this cluster IP has not.
             // ip daddr @cluster_ips reject
             vec![
@@ -245,6 +254,8 @@ impl RulesOf {
                 &lookup,
             ]
             .concat(),
+            // goto unlisted
+            vec![Expression::Verdict(goto("unlisted"))],
         ]
     }
 

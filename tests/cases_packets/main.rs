@@ -1,0 +1,113 @@
+//! Holds the kernel to the fact tables: programs each scenario into a namespace and sends real packets through it, each
+//! case in its own family and in the other one.
+//!
+//! `STEELYARD_CASES` names another file of the same form. The last line is `N passed, N failed, N skipped`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    unreachable_pub,
+    reason = "a test program of its own, not covered by the exceptions for test functions"
+)]
+
+#[path = "../flows/flows.rs"]
+mod flows;
+mod namespace;
+mod outcome;
+mod sockets;
+mod stage;
+mod wire;
+
+use std::process::ExitCode;
+
+use serde_json::Value;
+use steelyard::datapath::apply::Programmer;
+use steelyard::datapath::plan::Scope;
+
+use crate::flows::form::Scenario;
+use crate::flows::tally::Tally;
+use crate::flows::world::World;
+use crate::flows::{CaseFile, in_both_families, title_of};
+use crate::stage::Stage;
+
+fn main() -> ExitCode {
+    // Test runners ask every target for its list; this one has no single tests to name.
+    if std::env::args().any(|argument| argument == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    let mut tally = Tally::default();
+    if let Err(error) = namespace::prepare() {
+        tally.fail("network namespaces", error);
+        return tally.finish();
+    }
+    match CaseFile::load() {
+        Ok(file) => run(&file, &mut tally),
+        Err(error) => tally.fail("file of cases", error),
+    }
+    tally.finish()
+}
+
+fn run(file: &CaseFile, tally: &mut Tally) {
+    for problem in &file.problems {
+        tally.fail("file of cases", problem);
+    }
+    for case in &file.scenarios {
+        for (suffix, case_in_family) in in_both_families(case) {
+            let title = format!("{}{suffix}", title_of(case));
+            match case_in_family.and_then(|case| Ok((Scenario::read(&case)?, case))) {
+                Ok((scenario, case)) => run_scenario(&title, &scenario, &case, tally),
+                Err(error) => fail_all_flows(&title, case, &error, tally),
+            }
+        }
+    }
+    // The other sections have no packets in them; `cases_simulate` counts them.
+}
+
+fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tally) {
+    let staged = World::of(scenario).and_then(|world| {
+        let stage = Stage::raise(&world, scenario)?;
+        let mut programmer = stage.in_node(Programmer::new).map_err(|error| describe(&error))?;
+        let report = programmer
+            .apply(world.desired.entries(), &Scope::All, world.desired.node())
+            .map_err(|error| describe(&error))?;
+        if let Some((key, reason)) = report.quarantined.first_key_value() {
+            return Err(format!("{} is not programmed: {reason}", key.port));
+        }
+        stage.check_listing()?;
+        let flows: Vec<_> = scenario.flows.iter().filter_map(|(_, flow)| flow.as_ref().ok()).collect();
+        stage.send(&flows)
+    });
+    let mut outcomes = match staged {
+        Ok(outcomes) => outcomes.into_iter(),
+        Err(error) => return fail_all_flows(title, case, &error, tally),
+    };
+    for (name, flow) in &scenario.flows {
+        let result = flow.clone().and_then(|_| outcomes.next().unwrap_or_else(|| Err("was not sent".to_owned())));
+        tally.record(format_args!("{title}: {name}"), result);
+    }
+}
+
+/// An error with its sources.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// A scenario that cannot be staged fails as often as it has flows.
+fn fail_all_flows(title: &str, case: &Value, error: &str, tally: &mut Tally) {
+    match case.get("flows").and_then(Value::as_array) {
+        Some(flows) if !flows.is_empty() => {
+            for flow in flows {
+                tally.fail(format_args!("{title}: {}", title_of(flow)), error);
+            }
+        }
+        Some(_) | None => tally.fail(title, error),
+    }
+}

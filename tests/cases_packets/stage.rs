@@ -1,0 +1,272 @@
+//! A node in a namespace, with a link to the pods and one to the rest of the world.
+//!
+//! ```text
+//!   world namespace: two ends of links with no network stack     node namespace
+//!   ┌────────────────┐                                     ┌──────────────────────────┐
+//!   │ outside ◀──────┼─────────── default route ───────────┼─▶ out0    the node's     │
+//!   │                │                                     │           addresses      │
+//!   │ pods    ◀──────┼──── pods' prefixes, endpoints ──────┼─▶ pods0   another, to    │
+//!   └────────────────┘                                     │           masquerade as  │
+//!                                                          │   raw sockets: its own   │
+//!                                                          └──────────────────────────┘
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use nix::poll::{PollTimeout, poll};
+use steelyard::datapath::simulate::Packet;
+use steelyard::model::address::{parse_address, parse_prefix};
+use steelyard::model::{Family, Protocol};
+
+use crate::flows::form::{Flow, Scenario};
+use crate::flows::world::World;
+use crate::namespace::{Namespace, run_program};
+use crate::outcome;
+use crate::sockets::{Link, Own};
+use crate::wire::{self, Seen};
+
+const OUT_NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const PODS_NODE: [u8; 6] = [2, 0, 0, 0, 1, 1];
+/// Passes through the node after all others: what was to come has come when they are back.
+const LAST: [(&str, &str); 2] = [("198.18.0.1", "198.18.0.2"), ("2001:2::1", "2001:2::2")];
+const LAST_PORT: u16 = 9;
+/// What is missing when the last packets are back gets this much longer.
+const GRACE: Duration = Duration::from_millis(300);
+const LIMIT: Duration = Duration::from_secs(5);
+const FIRST_PORT: u16 = 1024;
+
+/// Where packets come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Node,
+    Pods,
+    Outside,
+}
+
+/// A node, ready to be programmed.
+pub struct Stage {
+    node: Namespace,
+    _world: Namespace,
+    outside: Link,
+    pods: Link,
+    own: Own,
+    local: BTreeSet<IpAddr>,
+    pod_prefixes: BTreeSet<IpNet>,
+}
+
+impl Stage {
+    /// Makes the node of a scenario.
+    pub fn raise(world: &World, scenario: &Scenario) -> Result<Self, String> {
+        let local = world.local_addresses.clone();
+        let pod_prefixes = pod_prefixes(scenario, &local);
+        let node = Namespace::new("node")?;
+        let beyond = Namespace::new("world")?;
+        beyond.set(&[("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")])?;
+        node.set(&[
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv4/conf/default/send_redirects", "0"),
+            // Each of many packets shall be answered.
+            ("ipv4/icmp_ratemask", "0"),
+            ("ipv6/icmp/ratemask", "200"),
+            ("ipv6/conf/all/disable_ipv6", "0"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv6/conf/default/accept_dad", "0"),
+        ])?;
+        node.ip(&commands(beyond.name(), &local, &pod_prefixes))?;
+        beyond.ip("link set outside up\nlink set pods up\n")?;
+        let sockets =
+            || -> io::Result<(Link, Link)> { Ok((Link::open("outside", OUT_NODE)?, Link::open("pods", PODS_NODE)?)) };
+        let (outside, pods) = beyond.run(sockets).map_err(|error| format!("failed to open links: {error}"))?;
+        let own = node.run(Own::open).map_err(|error| format!("failed to open raw sockets: {error}"))?;
+        Ok(Self { node, _world: beyond, outside, pods, own, local, pod_prefixes })
+    }
+
+    /// Runs something on the node.
+    pub fn in_node<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
+        self.node.run(job)
+    }
+
+    /// The administrator's tool must be able to print what we made.
+    pub fn check_listing(&self) -> Result<(), String> {
+        let listing = self.in_node(|| run_program("nft", &["list", "ruleset"], ""))?;
+        if listing.contains("table ip steelyard") && listing.contains("table ip6 steelyard") {
+            Ok(())
+        } else {
+            Err(format!("nft lists no tables of ours: {listing}"))
+        }
+    }
+
+    /// Sends the first packets of many connections of each flow, and holds what comes of them to what should.
+    pub fn send(&self, flows: &[&Flow]) -> Result<Vec<Result<(), String>>, String> {
+        let mut watch = Watch::default();
+        let mut sent: Vec<Vec<u32>> = Vec::new();
+        let mut port = FIRST_PORT;
+        for flow in flows {
+            let mut tags = Vec::new();
+            for _ in 0..outcome::connections(&flow.expect) {
+                let tag = watch.next_tag(outcome::is_visible(&flow.expect));
+                // No two connections of a run are equal, whatever their flows.
+                port = port.checked_add(1).unwrap_or(FIRST_PORT);
+                self.send_one(&flow.packet, port, tag)?;
+                tags.push(tag);
+            }
+            sent.push(tags);
+            self.receive(&mut watch)?;
+        }
+        self.wait(&mut watch)?;
+        if let Some(problem) = watch.problems.first() {
+            return Err(problem.clone());
+        }
+        let seen = |tag: &u32| watch.seen.get(tag).cloned().unwrap_or_default();
+        Ok(flows
+            .iter()
+            .zip(&sent)
+            .map(|(flow, tags)| outcome::check(flow, &tags.iter().map(seen).collect::<Vec<_>>()))
+            .collect())
+    }
+
+    fn send_one(&self, packet: &Packet, source_port: u16, tag: u32) -> Result<(), String> {
+        let bytes = wire::first_packet(packet, source_port, tag);
+        let sent = match self.place_of(packet.source) {
+            Place::Node => self.own.send(&bytes, packet.destination),
+            Place::Pods => self.pods.send(&bytes),
+            Place::Outside => self.outside.send(&bytes),
+        };
+        sent.map_err(|error| format!("failed to send {packet:?}: {error}"))
+    }
+
+    fn place_of(&self, address: IpAddr) -> Place {
+        if self.local.contains(&address) {
+            Place::Node
+        } else if self.pod_prefixes.iter().any(|prefix| prefix.contains(&address)) {
+            Place::Pods
+        } else {
+            Place::Outside
+        }
+    }
+
+    fn receive(&self, watch: &mut Watch) -> Result<(), String> {
+        let mut take = |seen| watch.take(seen);
+        self.outside
+            .receive(&mut take)
+            .and_then(|()| self.pods.receive(&mut take))
+            .and_then(|()| self.own.receive(&mut take))
+            .map_err(|error| format!("failed to receive: {error}"))
+    }
+
+    /// Sends the last packets and waits for them and all others.
+    fn wait(&self, watch: &mut Watch) -> Result<(), String> {
+        let mut last = Vec::new();
+        for (source, destination) in LAST {
+            let packet = Packet {
+                source: source.parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                port: LAST_PORT.try_into().unwrap(),
+                protocol: Protocol::Udp,
+            };
+            let tag = watch.next_tag(true);
+            self.send_one(&packet, LAST_PORT, tag)?;
+            last.push(tag);
+        }
+        let limit = Instant::now() + LIMIT;
+        let mut until = limit;
+        loop {
+            self.receive(watch)?;
+            if watch.missing.is_empty() {
+                return Ok(());
+            }
+            let is_last_back = last.iter().all(|tag| !watch.missing.contains(tag));
+            if is_last_back && until == limit {
+                until = Instant::now() + GRACE;
+            }
+            if Instant::now() > until {
+                let lost = "the packets that should have passed last did not come back";
+                return if is_last_back { Ok(()) } else { Err(lost.to_owned()) };
+            }
+            // The sockets are many; a short nap is simpler than to watch each.
+            poll(&mut [], PollTimeout::from(2u8)).map_err(|error| error.to_string())?;
+        }
+    }
+}
+
+/// What was sent and what was seen of it.
+#[derive(Default)]
+struct Watch {
+    last_tag: u32,
+    missing: BTreeSet<u32>,
+    seen: BTreeMap<u32, Vec<Seen>>,
+    problems: Vec<String>,
+}
+
+impl Watch {
+    fn next_tag(&mut self, is_visible: bool) -> u32 {
+        self.last_tag += 1;
+        let tag = wire::TAGS + self.last_tag;
+        if is_visible {
+            self.missing.insert(tag);
+        }
+        tag
+    }
+
+    fn take(&mut self, seen: Result<Seen, String>) {
+        match seen {
+            Ok(seen @ (Seen::Packet { tag, .. } | Seen::Error { tag, .. })) => {
+                self.missing.remove(&tag);
+                self.seen.entry(tag).or_default().push(seen);
+            }
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+}
+
+/// Pods' prefixes, and endpoints wherever they are.
+fn pod_prefixes(scenario: &Scenario, local: &BTreeSet<IpAddr>) -> BTreeSet<IpNet> {
+    let detected = scenario.node.local_detector.iter().flat_map(|detector| detector.cidrs.iter().flatten());
+    let endpoints = scenario.endpoints.iter().filter_map(|endpoint| parse_address(&endpoint.ip));
+    detected
+        .filter_map(|text| parse_prefix(text))
+        .chain(endpoints.filter(|address| !local.contains(address)).map(IpNet::from))
+        .collect()
+}
+
+fn commands(world: &str, local: &BTreeSet<IpAddr>, pod_prefixes: &BTreeSet<IpNet>) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| writeln!(out, "{text}").unwrap();
+    line("link set lo up".to_owned());
+    for (name, peer, node, far, number) in
+        [("out0", "outside", OUT_NODE, "02:00:00:00:00:02", 1), ("pods0", "pods", PODS_NODE, "02:00:00:00:01:02", 2)]
+    {
+        let own = node.map(|byte| format!("{byte:02x}")).join(":");
+        line(format!("link add {name} address {own} type veth peer name {peer} address {far} netns {world}"));
+        line(format!("link set {name} up"));
+        // Nobody answers ARP or NDP there.
+        line(format!("neigh add 198.18.{number}.254 lladdr {far} nud permanent dev {name}"));
+        line(format!("neigh add 2001:2:{number}::fe lladdr {far} nud permanent dev {name}"));
+    }
+    for address in local.iter().filter(|address| !address.is_loopback()) {
+        line(match Family::of(*address) {
+            Family::V4 => format!("addr add {address}/32 dev out0"),
+            Family::V6 => format!("addr add {address}/128 dev out0 nodad"),
+        });
+    }
+    // No address of the tables: who was masqueraded towards pods comes from here.
+    line("addr add 198.18.2.1/32 dev pods0".to_owned());
+    line("addr add 2001:2:2::1/128 dev pods0 nodad".to_owned());
+    line("route add default via 198.18.1.254 dev out0 onlink".to_owned());
+    line("route add ::/0 via 2001:2:1::fe dev out0 onlink".to_owned());
+    for prefix in pod_prefixes {
+        line(match Family::of(prefix.addr()) {
+            Family::V4 => format!("route replace {prefix} via 198.18.2.254 dev pods0 onlink"),
+            Family::V6 => format!("route replace {prefix} via 2001:2:2::fe dev pods0 onlink"),
+        });
+    }
+    out
+}

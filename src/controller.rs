@@ -1,1 +1,139 @@
-//! To come.
+//! Assigns addresses from pools to Services.
+//!
+//! ```text
+//!   Services ─┐                                                         ┌─▶ AddressClaims (who holds what)
+//!   pools ────┼─▶ index ─▶ desired ──────────────▶ plan ─▶ apply ───────┼─▶ Services (status, annotation, finalizer)
+//!   claims ───┤            pools: which are in force                    ├─▶ pools (status)
+//!   …     ────┘            allocator: who gets which address            └─▶ events
+//! ```
+//!
+//! A claim says who holds an address, and nothing else does. It is created before a Service's status names the address
+//! and released after the status has ceased to; so an address has one holder whatever stale state anybody acts on, and
+//! the present address of a Service goes only when the next one is its own.
+
+pub mod allocator;
+pub mod apply;
+pub mod desired;
+pub mod index;
+pub mod metrics;
+pub mod plan;
+pub mod pools;
+pub mod refusal;
+pub mod request;
+pub mod seen;
+pub mod watch;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::runtime::lease::{Election, Leadership, LeaseSettings, LeaseStore};
+use crate::runtime::reconcile::{Component, Next, Now, Scope, run};
+use crate::runtime::shutdown::{Shutdown, shutdown};
+use apply::{Applier, ApplyError};
+use desired::{Settings, desired};
+use index::Index;
+use metrics::Metrics;
+use plan::plan;
+use watch::Event;
+
+/// How many observations may wait while a turn runs.
+const QUEUE: usize = 1024;
+
+/// The controller as the loop drives it.
+#[derive(Debug)]
+pub struct Controller {
+    index: Index,
+    settings: Settings,
+    leadership: Leadership,
+    applier: Applier,
+    metrics: Metrics,
+}
+
+impl Controller {
+    /// A controller that has seen nothing yet.
+    pub fn new(client: Client, settings: Settings, identity: String, leadership: Leadership, metrics: Metrics) -> Self {
+        let applier = Applier::new(client, identity, leadership.clone(), metrics.clone());
+        Self { index: Index::default(), settings, leadership, applier, metrics }
+    }
+}
+
+impl Component for Controller {
+    type Event = Event;
+    type Error = ApplyError;
+
+    const NAME: &'static str = "controller";
+
+    fn observe(&mut self, event: Event) {
+        self.index.observe(event);
+    }
+
+    fn is_synced(&self) -> bool {
+        self.index.is_synced()
+    }
+
+    /// Every turn is over all Services: a pass over 10,000 takes milliseconds, and an address that comes free may go to any.
+    async fn turn(&mut self, _scope: Scope, now: Now) -> Result<Next, ApplyError> {
+        let is_leader = self.leadership.is_current();
+        self.metrics.is_leader.set(i64::from(is_leader));
+        if !is_leader {
+            return Ok(Next::OnEvent);
+        }
+        let desired = desired(&self.index, &self.settings, now.wall);
+        let plan = plan(&self.index, &desired, now.wall);
+        self.metrics.pass_seconds.set(Instant::now().duration_since(now.monotonic).as_secs_f64());
+        self.metrics.observe(&desired);
+        let again = self.applier.apply(plan, &mut self.index, now.monotonic).await?;
+        let rested = desired.next.map(|until| until_then(now.wall, until));
+        Ok(again.into_iter().chain(rested).min().map_or(Next::OnEvent, Next::After))
+    }
+}
+
+/// The span from one time to another, and a little more so that the other has passed for sure.
+fn until_then(now: Timestamp, then: Timestamp) -> Duration {
+    Duration::try_from(then.duration_since(now)).unwrap_or_default() + Duration::from_millis(10)
+}
+
+/// Runs the controller until shutdown: watches at once, writes while it leads, gives the lease back at the end.
+pub async fn serve<S: LeaseStore + 'static>(
+    client: Client,
+    settings: Settings,
+    lease: LeaseSettings,
+    store: S,
+    metrics: Metrics,
+    shutdown_requested: Shutdown,
+) {
+    let (events, queue) = mpsc::channel(QUEUE);
+    let identity = lease.identity.clone();
+    let (election, leadership) = Election::new(store, lease);
+    let (work_ended, election_ends) = shutdown();
+    let elections = tokio::spawn(election.run(election_ends));
+    let watches = tokio::spawn(watch::watch(client.clone(), events.clone()));
+    let heralds = tokio::spawn(herald(leadership.clone(), events));
+    let mut controller = Controller::new(client, settings, identity, leadership, metrics);
+    run(&mut controller, queue, shutdown_requested).await;
+    watches.abort();
+    heralds.abort();
+    work_ended.request();
+    if let Err(error) = elections.await {
+        tracing::error!(%error, "election ended badly");
+    }
+}
+
+/// Wakes the loop when this replica begins to lead.
+async fn herald(mut leadership: Leadership, events: mpsc::Sender<Event>) {
+    let mut was_leader = false;
+    loop {
+        let is_leader = leadership.is_current();
+        if is_leader && !was_leader && events.send(Event::Leading).await.is_err() {
+            return;
+        }
+        was_leader = is_leader;
+        if !leadership.changed().await {
+            return;
+        }
+    }
+}

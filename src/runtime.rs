@@ -2,6 +2,7 @@
 //! shutdown.
 
 pub mod admin;
+pub mod lease;
 pub mod observed;
 pub mod reconcile;
 pub mod shutdown;

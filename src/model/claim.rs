@@ -88,6 +88,11 @@ impl Claim {
     pub fn is_held_by(&self, service: &ServiceKey) -> bool {
         self.tenure.holders.iter().any(|holder| holder.service == *service)
     }
+
+    /// The holders besides a Service and its predecessors.
+    pub fn others(&self, service: &ServiceKey) -> Vec<Holder> {
+        self.tenure.holders.iter().filter(|holder| holder.service != *service).cloned().collect()
+    }
 }
 
 impl TryFrom<&AddressClaim> for Claim {

@@ -76,6 +76,11 @@ impl AddressRange {
         Self { family: Family::of(address), first: number(address), last: number(address) }
     }
 
+    /// The range between two numbers of a family.
+    pub fn between(family: Family, first: u128, last: u128) -> Self {
+        Self { family, first, last }
+    }
+
     /// The family.
     pub fn family(self) -> Family {
         self.family

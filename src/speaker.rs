@@ -91,8 +91,7 @@ pub async fn run(
     // The sources hold clones: the loop ends when they do.
     drop(sender);
     let (reports, written) = channel::channel(None);
-    let writer =
-        tokio::spawn(apply::announcement::write(client, config.node.clone(), written, shutdown.clone()));
+    let writer = tokio::spawn(apply::announcement::write(client, config.node.clone(), written, shutdown.clone()));
     let settings = Settings { refresh: config.refresh, metrics: metrics.clone(), ended };
     let mut speaker = Speaker {
         node: config.node,

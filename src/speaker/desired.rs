@@ -213,7 +213,12 @@ impl<'a> View<'a> {
     }
 
     /// The first thing that keeps this node from being a candidate where others may be.
-    fn against(&self, me: &NodeName, advertisements: &[&L2Advertisement], endpoints: &Endpoints<'_>) -> Option<Silence> {
+    fn against(
+        &self,
+        me: &NodeName,
+        advertisements: &[&L2Advertisement],
+        endpoints: &Endpoints<'_>,
+    ) -> Option<Silence> {
         let Some(node) = self.nodes.get(me) else { return Some(Silence::NodeNotReady) };
         if preference(node, advertisements).is_none() {
             return Some(Silence::NoMatchingAdvertisement);

@@ -102,4 +102,3 @@ impl fmt::Display for Silence {
         }
     }
 }
-

@@ -102,7 +102,12 @@ fn failure(error: &ApplyError, now: Timestamp) -> Problem {
 }
 
 /// Writes each report until shutdown, then an empty one, as nothing is announced any more.
-pub async fn write(client: Client, node: NodeName, mut reports: watch::Receiver<Option<Report>>, mut shutdown: Shutdown) {
+pub async fn write(
+    client: Client,
+    node: NodeName,
+    mut reports: watch::Receiver<Option<Report>>,
+    mut shutdown: Shutdown,
+) {
     let api: Api<NodeAnnouncement> = Api::all(client);
     let mut pause = FIRST_PAUSE;
     loop {
@@ -153,7 +158,9 @@ async fn put(api: &Api<NodeAnnouncement>, node: &NodeName, report: &Report) -> R
         .map(|uid| json!({"apiVersion": "v1", "kind": "Node", "name": node.as_str(), "uid": uid}))
         .collect();
     let mut object = identity(node);
-    if !owners.is_empty() && let Some(metadata) = object.get_mut("metadata").and_then(|value| value.as_object_mut()) {
+    if !owners.is_empty()
+        && let Some(metadata) = object.get_mut("metadata").and_then(|value| value.as_object_mut())
+    {
         metadata.insert("ownerReferences".to_owned(), json!(owners));
     }
     api.patch(node.as_str(), &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await?;

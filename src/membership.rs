@@ -80,7 +80,7 @@ pub fn start(
     shutdown: Shutdown,
 ) -> (Membership, tokio::task::JoinHandle<()>) {
     let own = [(config.node.clone(), Life::Starting)];
-    let (members, receiver) = watch::channel(Arc::new(Members { nodes: own.into() }));
+    let (members, receiver) = watch::channel(Arc::new(Members { nodes: own.into(), is_informed: false }));
     let (is_serving, serving) = watch::channel(false);
     let counters = task::Counters::register(registry);
     let task = tokio::spawn(task::run(config, nodes, serving, members, counters, shutdown));

@@ -1,5 +1,202 @@
 //! Announces addresses on the local network.
+//!
+//! ```text
+//!  API, links, membership, datapath
+//!        │ watch.rs
+//!        ▼
+//!     index.rs ─▶ desired.rs ──────────▶ plan.rs ─▶ apply.rs ─▶ l2/ (one task per interface)
+//!                  ├ election.rs                       └──────▶ apply/announcement.rs (API)
+//!                  ├ interfaces.rs
+//!                  └ silence.rs
+//! ```
 
+pub mod apply;
+pub mod desired;
 pub mod election;
+pub mod index;
+pub mod interfaces;
 pub mod l2;
 pub mod metrics;
+pub mod plan;
+pub mod silence;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use thiserror::Error;
+use tokio::sync::{Notify, mpsc, watch as channel};
+
+use self::apply::announcement::{Report, status};
+use self::apply::{ApplyError, Responders};
+use self::desired::{Decision, Verdict};
+use self::index::{Index, Observation};
+use self::l2::interface::Settings;
+use self::metrics::Metrics;
+use self::plan::Stations;
+use crate::membership::Membership;
+use crate::model::programmed::Programmed;
+use crate::names::NodeName;
+use crate::netlink::links::{self, LinksError};
+use crate::runtime::reconcile::{self, Component, Next, Now, Scope};
+use crate::runtime::shutdown::Shutdown;
+
+/// How many observations may wait. A turn takes all of them.
+const QUEUE: usize = 1024;
+
+/// How this node announces.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's name.
+    pub node: NodeName,
+    /// Between two unasked announcements of an address once it has settled; 60 s by default.
+    pub refresh: Duration,
+}
+
+impl Config {
+    /// The defaults for a node.
+    pub fn new(node: NodeName) -> Self {
+        Self { node, refresh: l2::gratuitous::DEFAULT_REFRESH }
+    }
+}
+
+/// Why the speaker cannot start.
+#[derive(Debug, Error)]
+pub enum SpeakerError {
+    /// The kernel's interfaces.
+    #[error("cannot follow this node's interfaces")]
+    Links(#[from] LinksError),
+}
+
+/// Announces until shutdown. When it returns, nothing is answered any more and the node's `NodeAnnouncement` says so.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn run(
+    config: Config,
+    client: Client,
+    membership: Membership,
+    programmed: channel::Receiver<Arc<Programmed>>,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) -> Result<(), SpeakerError> {
+    let links = links::follow(shutdown.clone()).await?;
+    let (sender, observations) = mpsc::channel(QUEUE);
+    let ended = Arc::new(Notify::new());
+    watch::start(&client, links, &membership, programmed, Arc::clone(&ended), &sender);
+    // The sources hold clones: the loop ends when they do.
+    drop(sender);
+    let (reports, written) = channel::channel(None);
+    let writer = tokio::spawn(apply::announcement::write(client, config.node.clone(), written, shutdown.clone()));
+    let settings = Settings { refresh: config.refresh, metrics: metrics.clone(), ended };
+    let mut speaker = Speaker {
+        node: config.node,
+        index: Index::default(),
+        is_changed: false,
+        timed_turn: None,
+        responders: Responders::new(settings),
+        membership,
+        metrics,
+        reports,
+    };
+    reconcile::run(&mut speaker, observations, shutdown).await;
+    drop(speaker);
+    if let Err(error) = writer.await {
+        tracing::error!(%error, "the writer of the node announcement failed");
+    }
+    Ok(())
+}
+
+struct Speaker {
+    node: NodeName,
+    index: Index,
+    is_changed: bool,
+    /// When a decision changes by time alone.
+    timed_turn: Option<Timestamp>,
+    responders: Responders,
+    membership: Membership,
+    metrics: Metrics,
+    reports: channel::Sender<Option<Report>>,
+}
+
+impl Component for Speaker {
+    type Event = Observation;
+    type Error = ApplyError;
+
+    const NAME: &'static str = "speaker";
+
+    fn observe(&mut self, event: Observation) {
+        self.is_changed |= self.index.observe(event);
+    }
+
+    fn is_synced(&self) -> bool {
+        self.index.is_complete()
+    }
+
+    async fn turn(&mut self, scope: Scope, now: Now) -> Result<Next, ApplyError> {
+        // Events that told nothing new, such as a node's new heartbeat in the API, cost no election. A turn that was asked
+        // for by time is one, too.
+        let is_timed = self.timed_turn.is_some_and(|at| at <= now.wall);
+        if scope == Scope::Changed && !self.is_changed && !is_timed {
+            return Ok(self.next(now.wall));
+        }
+        let decisions = desired::desired(&self.index, &self.node, now.wall);
+        self.timed_turn = desired::next_change(&self.index, now.wall);
+        let before = self.responders.actual();
+        let errors = self.responders.apply(plan::plan(&plan::stations(&decisions), &before));
+        let actual = self.responders.actual();
+        log_difference(&before, &actual, &decisions);
+        let owner = self.index.node_uid(&self.node).map(str::to_owned);
+        self.reports.send_if_modified(|known| {
+            // The first one is always written: the object may be that of an earlier run.
+            let is_first = known.is_none();
+            let previous = known.take().unwrap_or_default().status;
+            let report = Report { status: status(&actual, &decisions, &errors, &previous, now.wall), owner };
+            let is_new = is_first || scope == Scope::Resync || report.status != previous;
+            *known = Some(report);
+            is_new
+        });
+        self.metrics.set_announced(addresses(&actual).len());
+        // Only now: whoever is told that this node is ready lets go of what it is elected for.
+        self.membership.set_serving(self.index.programmed().is_settled());
+        match errors.into_iter().next() {
+            None => {
+                self.is_changed = false;
+                Ok(self.next(now.wall))
+            }
+            Some(error) => Err(error),
+        }
+    }
+}
+
+impl Speaker {
+    fn next(&self, now: Timestamp) -> Next {
+        match self.timed_turn {
+            // A span that is past is none.
+            Some(at) => Next::After(Duration::try_from(at.duration_since(now)).unwrap_or_default()),
+            None => Next::OnEvent,
+        }
+    }
+}
+
+fn addresses(stations: &Stations) -> BTreeSet<IpAddr> {
+    stations.values().flat_map(|(_, station)| station.addresses.iter().copied()).collect()
+}
+
+fn log_difference(before: &Stations, after: &Stations, decisions: &BTreeMap<IpAddr, Decision>) {
+    let (before, after) = (addresses(before), addresses(after));
+    let announced: Vec<&IpAddr> = after.difference(&before).collect();
+    if !announced.is_empty() {
+        tracing::info!(?announced, "addresses are announced");
+    }
+    for address in before.difference(&after) {
+        match decisions.get(address).map(|decision| &decision.verdict) {
+            Some(Verdict::Silent(reason)) => tracing::info!(%address, %reason, "address is no longer announced"),
+            Some(Verdict::Announce(_)) | None => tracing::info!(%address, "address is no longer announced"),
+        }
+    }
+}

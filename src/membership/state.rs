@@ -67,6 +67,8 @@ pub enum Life {
 pub struct Members {
     /// Every node that the API names, and this one.
     pub nodes: BTreeMap<NodeName, Life>,
+    /// Whether the API has named its nodes yet. Until then nobody but this node is known.
+    pub is_informed: bool,
 }
 
 impl Members {
@@ -130,6 +132,7 @@ pub struct Membership {
     sequence: u64,
     status: Status,
     peers: BTreeMap<NodeName, Peer>,
+    is_informed: bool,
     grace_ends: Instant,
     heartbeat_due: Instant,
 }
@@ -144,6 +147,7 @@ impl Membership {
             sequence: 0,
             status: Status::Starting,
             peers: BTreeMap::new(),
+            is_informed: false,
             grace_ends: now + timing.grace,
             heartbeat_due: now,
         }
@@ -151,6 +155,8 @@ impl Membership {
 
     /// Takes the nodes that the API names; what is known of those that stay is kept.
     pub fn set_nodes(&mut self, nodes: &BTreeMap<NodeName, Vec<IpAddr>>) {
+        // A cluster without nodes is one whose list is not in yet.
+        self.is_informed |= !nodes.is_empty();
         self.peers.retain(|name, _| nodes.contains_key(name));
         for (name, addresses) in nodes.iter().filter(|(name, _)| **name != self.me) {
             let peer = self.peers.entry(name.clone()).or_insert_with(|| Peer {
@@ -279,7 +285,7 @@ impl Membership {
             };
             (name.clone(), life)
         });
-        Members { nodes: peers.chain([(self.me.clone(), own)]).collect() }
+        Members { nodes: peers.chain([(self.me.clone(), own)]).collect(), is_informed: self.is_informed }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one sub-command per file.
 
 pub mod cluster;
+pub mod controller;
 pub mod crds;
 pub mod node;
 
@@ -30,6 +31,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Controller(controller::Controller),
     Node(node::Node),
     Crds(crds::Crds),
 }
@@ -41,6 +43,7 @@ impl Cli {
             return fail(&format!("--log: {error}"));
         }
         let result: Result<(), Box<dyn Error>> = match self.command {
+            Command::Controller(controller) => controller.run().await.map_err(Into::into),
             Command::Node(node) => node.run().await.map_err(Into::into),
             Command::Crds(crds) => crds.run().map_err(Into::into),
         };

@@ -19,7 +19,7 @@ pub mod l2;
 pub mod metrics;
 pub mod plan;
 pub mod silence;
-mod watch;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,8 +28,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
-use thiserror::Error;
-use tokio::sync::{Notify, mpsc, watch as channel};
+use tokio::sync::{Notify, watch as channel};
 
 use self::apply::announcement::{Report, status};
 use self::apply::{ApplyError, Responders};
@@ -38,15 +37,13 @@ use self::index::{Index, Observation};
 use self::l2::interface::Settings;
 use self::metrics::Metrics;
 use self::plan::Stations;
+use self::watch::Inbox;
 use crate::membership::Membership;
+use crate::model::link::Links;
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
-use crate::netlink::links::{self, LinksError};
 use crate::runtime::reconcile::{self, Component, Next, Now, Scope};
 use crate::runtime::shutdown::Shutdown;
-
-/// How many observations may wait. A turn takes all of them.
-const QUEUE: usize = 1024;
 
 /// How this node announces.
 #[derive(Clone, Debug)]
@@ -64,28 +61,22 @@ impl Config {
     }
 }
 
-/// Why the speaker cannot start.
-#[derive(Debug, Error)]
-pub enum SpeakerError {
-    /// The kernel's interfaces.
-    #[error("cannot follow this node's interfaces")]
-    Links(#[from] LinksError),
+/// What the speaker needs to know and to tell.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// What the watches that it shares have seen.
+    pub inbox: Inbox,
+    /// This node's interfaces.
+    pub links: channel::Receiver<Arc<Links>>,
+    /// Who is alive.
+    pub membership: Membership,
+    /// What this node's kernel forwards.
+    pub programmed: channel::Receiver<Arc<Programmed>>,
 }
 
 /// Announces until shutdown. When it returns, nothing is answered any more and the node's `NodeAnnouncement` says so.
-///
-/// # Errors
-/// When it cannot start.
-pub async fn run(
-    config: Config,
-    client: Client,
-    membership: Membership,
-    programmed: channel::Receiver<Arc<Programmed>>,
-    metrics: Metrics,
-    shutdown: Shutdown,
-) -> Result<(), SpeakerError> {
-    let links = links::follow(shutdown.clone()).await?;
-    let (sender, observations) = mpsc::channel(QUEUE);
+pub async fn run(config: Config, client: Client, surroundings: Surroundings, metrics: Metrics, shutdown: Shutdown) {
+    let Surroundings { inbox: Inbox { sender, observations }, links, membership, programmed } = surroundings;
     let ended = Arc::new(Notify::new());
     watch::start(&client, links, &membership, programmed, Arc::clone(&ended), &sender);
     // The sources hold clones: the loop ends when they do.
@@ -108,7 +99,6 @@ pub async fn run(
     if let Err(error) = writer.await {
         tracing::error!(%error, "the writer of the node announcement failed");
     }
-    Ok(())
 }
 
 struct Speaker {

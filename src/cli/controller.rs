@@ -1,21 +1,38 @@
 //! `steelyard controller`: assigns addresses.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::{Api, Client};
+use kube::Api;
+use prometheus_client::registry::Registry;
 use thiserror::Error;
+use tokio::task::JoinError;
+
+use super::cluster::{ClusterArgs, ClusterError};
 
 use crate::api::LOAD_BALANCER_CLASS;
 use crate::controller;
 use crate::controller::desired::Settings;
 use crate::controller::metrics::Metrics;
+use crate::runtime::admin::{self, AdminError, Readiness};
 use crate::runtime::lease::LeaseSettings;
-use crate::runtime::shutdown::Shutdown;
+use crate::runtime::shutdown::shutdown;
+
+const EXAMPLES: &str = "\
+Examples:
+  steelyard controller
+      in a pod, or with the kubeconfig of the user
+  steelyard controller --handle-classless=false
+      leave Services without a loadBalancerClass to somebody else";
 
 /// Assign addresses from pools to Services of type LoadBalancer.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Controller {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+
     /// The loadBalancerClass to serve, besides steelyard.dev/steelyard.
     #[arg(long, env = "STEELYARD_LOAD_BALANCER_CLASS", default_value = LOAD_BALANCER_CLASS)]
     load_balancer_class: String,
@@ -51,14 +68,27 @@ pub struct Controller {
     /// How often the leader renews its lease, in milliseconds.
     #[arg(long, env = "STEELYARD_LEASE_RENEW_MILLISECONDS", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(100..))]
     lease_renew_milliseconds: u16,
+
+    /// Where to serve /metrics, /healthz and /readyz.
+    #[arg(long, default_value = "[::]:9790", value_name = "ADDRESS:PORT")]
+    admin_address: SocketAddr,
 }
 
-/// Why the controller cannot run.
+/// Why the controller ended.
 #[derive(Debug, Error)]
 pub enum ControllerError {
-    /// Neither a kubeconfig nor a service account leads to an API server.
-    #[error("failed to find the API server")]
-    Client(#[source] Box<kube::Error>),
+    /// No way to the API server.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The admin server could not start or broke.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// Signals cannot be taken.
+    #[error("failed to install signal handlers")]
+    Signals(#[source] std::io::Error),
+    /// A part panicked.
+    #[error("a part of the controller panicked")]
+    Panicked(#[from] JoinError),
     /// A lease that is renewed as rarely as it runs out is lost all the time.
     #[error("the lease must be renewed at least twice while it holds: renewal every {renew:?}, duration {duration:?}")]
     Lease {
@@ -70,11 +100,11 @@ pub enum ControllerError {
 }
 
 impl Controller {
-    /// Runs until shutdown is requested.
+    /// Runs until SIGTERM or SIGINT.
     ///
     /// # Errors
-    /// When the flags contradict each other or there is no way to an API server.
-    pub async fn run(self, metrics: Metrics, shutdown: Shutdown) -> Result<(), ControllerError> {
+    /// When the flags contradict each other, there is no way to an API server, or the admin server fails.
+    pub async fn run(self) -> Result<(), ControllerError> {
         let lease = LeaseSettings {
             name: self.lease_name,
             identity: self.identity.unwrap_or_else(host_and_process),
@@ -84,11 +114,24 @@ impl Controller {
         if lease.renew_every * 2 > lease.duration {
             return Err(ControllerError::Lease { renew: lease.renew_every, duration: lease.duration });
         }
-        let client = Client::try_default().await.map_err(|error| ControllerError::Client(Box::new(error)))?;
+        let client = self.cluster.client().await?;
         let leases: Api<Lease> = Api::namespaced(client.clone(), &self.lease_namespace);
         let settings =
             Settings { load_balancer_class: self.load_balancer_class, handles_classless: self.handle_classless };
-        controller::serve(client, settings, lease, leases, metrics, shutdown).await;
+        let mut registry = Registry::with_prefix("steelyard");
+        let metrics = Metrics::default();
+        metrics.register(&mut registry);
+        let (trigger, stop) = shutdown();
+        let signals = tokio::spawn(trigger.request_on_signal());
+        let admin = tokio::spawn(admin::serve(self.admin_address, registry, Readiness::default(), stop.clone()));
+        tokio::select! {
+            // It ends before the work only when it fails.
+            served = admin => served??,
+            () = controller::serve(client, settings, lease, leases, metrics, stop.clone()) => {}
+        }
+        if stop.is_requested() {
+            signals.await?.map_err(ControllerError::Signals)?;
+        }
         Ok(())
     }
 }

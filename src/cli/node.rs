@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use clap::{ArgAction, ValueEnum};
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use kube::Client;
 use kube::runtime::watcher;
 use prometheus_client::registry::Registry;
@@ -20,11 +22,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::cluster::{ClusterArgs, ClusterError};
+use crate::datapath;
 use crate::datapath::apply::ApplyError;
-use crate::datapath::metrics::Metrics;
 use crate::datapath::reconciler::Datapath;
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
-use crate::datapath::watch::{self as datapath, WITH_CLUSTER_IP};
+use crate::membership::{self, Membership, Timing};
 use crate::model::link::Links;
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
@@ -32,7 +34,9 @@ use crate::netlink::links::{self, LinksError};
 use crate::runtime::admin::{self, AdminError, Readiness};
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, shutdown};
-use crate::runtime::watch::{forward, sink};
+use crate::runtime::watch::{Sink, forward, sink};
+use crate::speaker::watch::{Inbox, SLICES};
+use crate::speaker::{self, Surroundings};
 
 /// Events that may wait for a component's loop; a watch that is faster waits.
 const QUEUE: usize = 1024;
@@ -86,6 +90,10 @@ pub struct Node {
     #[arg(long)]
     masquerade_all: bool,
 
+    /// UDP port on which the agents hear each other; the same on all nodes
+    #[arg(long, default_value_t = membership::DEFAULT_PORT, value_name = "PORT")]
+    membership_port: u16,
+
     /// Where to serve /metrics, /healthz and /readyz
     #[arg(long, default_value = "[::]:9791", value_name = "ADDRESS:PORT")]
     admin_address: SocketAddr,
@@ -133,24 +141,41 @@ impl Node {
         let mut parts = Parts::new();
 
         let links = links::follow(stop.clone()).await?;
-        let (programmed, _programmed) = watch::channel(Arc::new(Programmed::default()));
+        let (programmed, programmed_here) = watch::channel(Arc::new(Programmed::default()));
+        let mut watches = Watches::default();
         match self.datapath {
             DatapathMode::On => {
-                let metrics = Metrics::register(&mut registry);
-                let datapath = Datapath::new(self.settings(), programmed.clone(), metrics)?;
-                self.start_datapath(datapath, &client, links, &stop, &mut parts);
-                readiness.expect("datapath");
-                parts.spawn(ready_once_programmed(programmed.subscribe(), readiness.clone(), stop.clone()));
+                let metrics = datapath::metrics::Metrics::register(&mut registry);
+                let node = NodeName::new(self.node_name.as_str());
+                let datapath = Datapath::new(node, self.settings(), programmed, metrics)?;
+                let events = watches.for_datapath(&client, links.clone(), &mut parts);
+                let stopped = stop.clone();
+                parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
             }
             DatapathMode::Off => drop(programmed.send_replace(Arc::new(Programmed::All))),
         }
+        readiness.expect("datapath");
+        parts.spawn(ready_once_settled(programmed_here.clone(), readiness.clone(), stop.clone()));
+        if self.speaker {
+            let membership = self.start_membership(&mut watches, &mut registry, &mut parts, &stop);
+            let surroundings =
+                Surroundings { inbox: watches.for_speaker(), links, membership, programmed: programmed_here };
+            let metrics = speaker::metrics::Metrics::register(&mut registry);
+            let config = speaker::Config::new(NodeName::new(self.node_name.as_str()));
+            let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
+            parts.spawn(ends(speaker, "speaker"));
+        }
+        watches.start(&client, &mut parts);
 
         let serving = admin::serve(self.admin_address, registry, readiness, stop.clone());
         parts.spawn(async move { serving.await.map(|()| "admin server").map_err(Into::into) });
         parts.spawn(
             async move { trigger.request_on_signal().await.map(|()| "signal handler").map_err(NodeError::Signals) },
         );
-        finish(parts, &stop).await
+        let in_order =
+            [("datapath", self.datapath == DatapathMode::On), ("speaker", self.speaker), ("membership", self.speaker)];
+        let in_order = in_order.into_iter().filter(|(_, runs)| *runs).map(|(name, _)| name);
+        finish(parts, &stop, in_order.collect()).await
     }
 
     fn settings(&self) -> Settings {
@@ -165,34 +190,76 @@ impl Node {
         }
     }
 
-    fn start_datapath(
+    fn start_membership(
         &self,
-        mut datapath: Datapath,
+        watches: &mut Watches,
+        registry: &mut Registry,
+        parts: &mut Parts,
+        stop: &Shutdown,
+    ) -> Membership {
+        let (nodes, addresses) = membership::nodes::addresses();
+        watches.nodes.push(nodes);
+        let config = membership::Config {
+            node: NodeName::new(self.node_name.as_str()),
+            port: self.membership_port,
+            timing: Timing::default(),
+        };
+        let (membership, task) = membership::start(config, addresses, registry, stop.clone());
+        parts.spawn(async move { task.await.map(|()| "membership").map_err(Into::into) });
+        membership
+    }
+}
+
+/// The watches that several parts share, one for each kind.
+#[derive(Default)]
+struct Watches {
+    nodes: Vec<Box<dyn Sink<core::Node>>>,
+    services: Vec<Box<dyn Sink<core::Service>>>,
+    slices: Vec<Box<dyn Sink<discovery::EndpointSlice>>>,
+}
+
+impl Watches {
+    fn for_speaker(&mut self) -> Inbox {
+        let inbox = Inbox::default();
+        self.nodes.push(inbox.nodes());
+        self.services.push(inbox.services());
+        self.slices.push(inbox.slices());
+        inbox
+    }
+
+    fn for_datapath(
+        &mut self,
         client: &Client,
         links: watch::Receiver<Arc<Links>>,
-        stop: &Shutdown,
         parts: &mut Parts,
-    ) {
+    ) -> mpsc::Receiver<datapath::watch::Event> {
         let (sender, events) = mpsc::channel(QUEUE);
-        let all_objects = watcher::Config::default();
-        let services = sink(sender.clone(), datapath::Event::Service);
-        parts.spawn(ends(forward(client.clone(), all_objects.clone(), vec![services]), "watch of Services"));
-        let slices = sink(sender.clone(), datapath::Event::Slice);
-        let with_cluster_ip = watcher::Config::default().labels(WITH_CLUSTER_IP);
-        parts.spawn(ends(forward(client.clone(), with_cluster_ip, vec![slices]), "watch of EndpointSlices"));
-        let nodes = sink(sender.clone(), datapath::Event::Node);
-        let own =
-            watcher::Config::default().fields(&format!("metadata.name={}", NodeName::new(self.node_name.as_str())));
-        parts.spawn(ends(forward(client.clone(), own, vec![nodes]), "watch of this Node"));
-        let cidrs = sink(sender.clone(), datapath::Event::ServiceCidr);
-        parts.spawn(ends(forward(client.clone(), all_objects, vec![cidrs]), "watch of ServiceCIDRs"));
+        self.nodes.push(sink(sender.clone(), datapath::watch::Event::Node));
+        self.services.push(sink(sender.clone(), datapath::watch::Event::Service));
+        self.slices.push(sink(sender.clone(), datapath::watch::Event::Slice));
+        let cidrs = sink(sender.clone(), datapath::watch::Event::ServiceCidr);
+        let cidrs = forward(client.clone(), watcher::Config::default(), vec![cidrs]);
+        parts.spawn(ends(cidrs, "watch of ServiceCIDRs"));
         parts.spawn(ends(follow_addresses(links, sender), "watch of interfaces"));
-        let stop = stop.clone();
-        parts.spawn(async move {
-            reconcile::run(&mut datapath, events, stop).await;
-            Ok("datapath")
-        });
+        events
     }
+
+    fn start(self, client: &Client, parts: &mut Parts) {
+        let everything = watcher::Config::default;
+        parts.spawn(ends(forward(client.clone(), everything(), self.nodes), "watch of Nodes"));
+        parts.spawn(ends(forward(client.clone(), everything(), self.services), "watch of Services"));
+        let slices = everything().labels(SLICES);
+        parts.spawn(ends(forward(client.clone(), slices, self.slices), "watch of EndpointSlices"));
+    }
+}
+
+async fn run_datapath(
+    mut datapath: Datapath,
+    events: mpsc::Receiver<datapath::watch::Event>,
+    stop: Shutdown,
+) -> &'static str {
+    reconcile::run(&mut datapath, events, stop).await;
+    "datapath"
 }
 
 async fn ends(part: impl Future<Output = ()>, name: &'static str) -> Result<&'static str, NodeError> {
@@ -201,42 +268,45 @@ async fn ends(part: impl Future<Output = ()>, name: &'static str) -> Result<&'st
 }
 
 /// Tells the datapath which addresses are this machine's.
-async fn follow_addresses(mut links: watch::Receiver<Arc<Links>>, sender: mpsc::Sender<datapath::Event>) {
+async fn follow_addresses(mut links: watch::Receiver<Arc<Links>>, sender: mpsc::Sender<datapath::watch::Event>) {
     loop {
         let addresses: BTreeSet<IpAddr> =
             links.borrow_and_update().iter().flat_map(|link| link.addresses.iter().map(|net| net.addr())).collect();
-        if sender.send(datapath::Event::LocalAddresses(addresses)).await.is_err() || links.changed().await.is_err() {
+        if sender.send(datapath::watch::Event::LocalAddresses(addresses)).await.is_err()
+            || links.changed().await.is_err()
+        {
             return;
         }
     }
 }
 
 /// The node is ready once the kernel has what the cluster wanted at the start.
-async fn ready_once_programmed(
+async fn ready_once_settled(
     mut programmed: watch::Receiver<Arc<Programmed>>,
     readiness: Readiness,
     mut stop: Shutdown,
 ) -> Result<&'static str, NodeError> {
-    // An error means that the datapath is gone, which its own part reports.
-    if programmed.wait_for(|programmed| programmed.is_settled()).await.is_ok() {
-        readiness.set("datapath", true);
+    tokio::select! {
+        // An error means that the datapath is gone, which its own part reports.
+        settled = programmed.wait_for(|programmed| programmed.is_settled()) => {
+            readiness.set("datapath", settled.is_ok());
+        }
+        () = stop.requested() => {}
     }
     stop.requested().await;
     Ok("readiness")
 }
 
-/// Waits for the parts: all of them once shutdown is requested; the first that ends before is an error.
-async fn finish(mut parts: Parts, stop: &Shutdown) -> Result<(), NodeError> {
+/// Waits until the parts that have something to put in order have done so after shutdown was requested; a part that ends
+/// before is an error. Watches have nothing to put in order: they end with the process.
+async fn finish(mut parts: Parts, stop: &Shutdown, mut in_order: BTreeSet<&'static str>) -> Result<(), NodeError> {
     while let Some(part) = parts.join_next().await {
         let name = part??;
         if !stop.is_requested() {
             return Err(NodeError::Ended(name));
         }
-        // Watches and followers wait on what the loops consume; they end with the process.
-        if name == "datapath" || name == "speaker" {
-            tracing::info!(part = name, "stopped");
-        }
-        if name == "admin server" {
+        in_order.remove(name);
+        if in_order.is_empty() {
             return Ok(());
         }
     }

@@ -43,7 +43,7 @@ pub struct Metrics {
 impl Metrics {
     /// Names them all in a registry.
     pub fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("steelyard_controller");
+        let registry = registry.sub_registry_with_prefix("controller");
         let pools = [("assigned", &self.assigned, "held"), ("available", &self.available, "that could be given")];
         for (name, gauge, what) in pools {
             registry.register(format!("pool_addresses_{name}"), format!("Addresses of a pool {what}"), gauge.clone());

@@ -15,7 +15,7 @@ use crate::model::address::parse_address;
 use crate::model::claim::{Claim, ClaimError};
 use crate::model::service::{Service, ServiceError};
 use crate::names::{ClaimName, InterfaceName, NodeName, PoolName, ServiceKey};
-use crate::runtime::watch::{Event as WatchEvent, Observed, all, forward};
+use crate::runtime::watch::{Event as WatchEvent, Observed, forward, sink};
 
 /// Why an object is not used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -72,11 +72,11 @@ pub async fn watch(client: Client, sender: mpsc::Sender<Event>) {
     // The first list of Services is long: pages keep the API server's and our own peak small.
     let config = || watcher::Config::default().page_size(500);
     future::join5(
-        forward(all::<ServiceObject>(client.clone()), config(), sender.clone(), Event::Services),
-        forward(all::<PoolObject>(client.clone()), config(), sender.clone(), Event::Pools),
-        forward(all::<Claim>(client.clone()), config(), sender.clone(), Event::Claims),
-        forward(all::<NamespaceObject>(client.clone()), config(), sender.clone(), Event::Namespaces),
-        forward(all::<NodeObject>(client), config(), sender, Event::Nodes),
+        forward(client.clone(), config(), vec![sink(sender.clone(), Event::Services)]),
+        forward(client.clone(), config(), vec![sink(sender.clone(), Event::Pools)]),
+        forward(client.clone(), config(), vec![sink(sender.clone(), Event::Claims)]),
+        forward(client.clone(), config(), vec![sink(sender.clone(), Event::Namespaces)]),
+        forward(client, config(), vec![sink(sender, Event::Nodes)]),
     )
     .await;
 }

@@ -14,14 +14,17 @@ use super::metrics::Metrics;
 use super::plan;
 use super::settings::Settings;
 use super::watch::Event;
+use crate::model::node::Node;
 use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
+use crate::names::NodeName;
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
 
 /// Forwards Service traffic on this node.
 #[derive(Debug)]
 pub struct Datapath {
+    node: NodeName,
     settings: Settings,
     index: Index,
     service_cidrs: BTreeMap<Box<str>, Vec<IpNet>>,
@@ -48,11 +51,13 @@ impl Datapath {
     /// # Errors
     /// When there is no way to nf_tables.
     pub fn new(
+        node: NodeName,
         settings: Settings,
         programmed: watch::Sender<Arc<Programmed>>,
         metrics: Metrics,
     ) -> Result<Self, ApplyError> {
         Ok(Self {
+            node,
             settings,
             index: Index::default(),
             service_cidrs: BTreeMap::new(),
@@ -63,6 +68,12 @@ impl Datapath {
             conflicts: BTreeSet::new(),
             metrics,
         })
+    }
+
+    fn observe_node(&mut self, node: Node) {
+        if node.name == self.node {
+            self.index.apply_node(node);
+        }
     }
 
     fn observe_service_cidr(&mut self, event: Seen<ServiceCidr>) {
@@ -117,8 +128,8 @@ impl Component for Datapath {
             }
             Event::Slice(Seen::Applied(slice)) => self.index.apply_slice(slice),
             Event::Slice(Seen::Removed(key)) => self.index.remove_slice(&key),
-            Event::Node(Seen::Replaced(nodes)) => nodes.into_iter().for_each(|node| self.index.apply_node(node)),
-            Event::Node(Seen::Applied(node)) => self.index.apply_node(node),
+            Event::Node(Seen::Replaced(nodes)) => nodes.into_iter().for_each(|node| self.observe_node(node)),
+            Event::Node(Seen::Applied(node)) => self.observe_node(node),
             // A node whose object was deleted forwards on as before.
             Event::Node(Seen::Removed(_)) => {}
             Event::ServiceCidr(event) => self.observe_service_cidr(event),

@@ -20,16 +20,13 @@ pub enum Event {
     Service(watch::Event<Service>),
     /// Of an EndpointSlice.
     Slice(watch::Event<EndpointSlice>),
-    /// Of this node's object.
+    /// Of a Node; only this node's own matters.
     Node(watch::Event<Node>),
     /// Of a range of cluster IPs.
     ServiceCidr(watch::Event<ServiceCidr>),
     /// Of all addresses of this machine's interfaces.
     LocalAddresses(BTreeSet<IpAddr>),
 }
-
-/// The watch selector for EndpointSlices: those of headless Services are many and never forwarded.
-pub const WITH_CLUSTER_IP: &str = "!service.kubernetes.io/headless";
 
 impl Observed for ServiceCidr {
     type Object = networking::ServiceCIDR;

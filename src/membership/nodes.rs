@@ -6,14 +6,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Client;
-use kube::runtime::watcher;
 use tokio::sync::{mpsc, watch};
 
 use super::NodeAddresses;
 use crate::model::node::{Node, NodeError};
 use crate::names::NodeName;
-use crate::runtime::watch::{Event, Observed, forward, sink};
+use crate::runtime::watch::{Event, Observed, Sink, sink};
 
 /// How many events may wait; each is taken at once.
 const QUEUE: usize = 64;
@@ -40,22 +38,17 @@ impl Observed for Addresses {
     }
 }
 
-/// Follows the nodes of the API for as long as the receiver, or a clone of it, lives. Empty until the first list is in.
-pub fn follow(client: Client) -> watch::Receiver<Arc<NodeAddresses>> {
+/// Takes a watch of Nodes that others take too; the receiver always holds the newest addresses, none until the first list
+/// is in.
+pub fn addresses() -> (Box<dyn Sink<core::Node>>, watch::Receiver<Arc<NodeAddresses>>) {
     let (sender, receiver) = watch::channel(Arc::new(BTreeMap::new()));
     let (events, mut queue) = mpsc::channel::<Event<Addresses>>(QUEUE);
-    tokio::spawn(forward(client, watcher::Config::default(), vec![sink(events, |event| event)]));
     tokio::spawn(async move {
-        loop {
-            let event = tokio::select! {
-                () = sender.closed() => return,
-                event = queue.recv() => event,
-            };
-            let Some(event) = event else { return };
+        while let Some(event) = queue.recv().await {
             sender.send_if_modified(|known| apply(Arc::make_mut(known), event));
         }
     });
-    receiver
+    (sink(events, |event| event), receiver)
 }
 
 /// Whether anything is new.

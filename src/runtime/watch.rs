@@ -6,7 +6,7 @@ use std::fmt::{Debug, Display};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
@@ -28,7 +28,7 @@ pub trait Observed: Sized + Send + 'static {
     /// The API object.
     type Object: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static;
     /// What tells two of them apart.
-    type Key: Clone + Debug + Send + 'static;
+    type Key: Debug + Send + 'static;
     /// Why one is not used.
     type Error: Display;
 
@@ -43,7 +43,7 @@ pub trait Observed: Sized + Send + 'static {
 }
 
 /// What a watch has seen.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Event<T: Observed> {
     /// The whole set, after the first list and after each re-list: what is not in it is gone.
     Replaced(Vec<T>),
@@ -53,70 +53,100 @@ pub enum Event<T: Observed> {
     Removed(T::Key),
 }
 
-/// Where the events of a watch go. `false` says that nobody takes them any more.
-pub type Sink<T> = Box<dyn Fn(Event<T>) -> BoxFuture<'static, bool> + Send + Sync>;
+/// What kube's stream carries: objects that could be decoded, or not.
+type RawEvent<K> = watcher::Event<DeserializeGuard<K>>;
 
-/// A sink that hands events to a component's loop, as its own kind of event.
-pub fn sink<T: Observed, E: Send + 'static>(sender: mpsc::Sender<E>, wrap: fn(Event<T>) -> E) -> Sink<T> {
-    Box::new(move |event| {
-        let sender = sender.clone();
-        async move { sender.send(wrap(event)).await.is_ok() }.boxed()
-    })
+/// Where the events of a watch go: to one component, read as that component needs them.
+pub trait Sink<K>: Send {
+    /// Takes one event; `false` says that nobody listens any more.
+    fn take<'a>(&'a mut self, event: &'a RawEvent<K>) -> BoxFuture<'a, bool>;
+}
+
+/// A sink that reads objects as `T` and hands them to a component's loop, as its own kind of event.
+pub fn sink<T: Observed, E: Send + 'static>(
+    sender: mpsc::Sender<E>,
+    wrap: impl Fn(Event<T>) -> E + Send + 'static,
+) -> Box<dyn Sink<T::Object>> {
+    Box::new(Reader { sender, wrap, relist: None })
 }
 
 /// Watches all objects of one kind that `config` selects, in all namespaces, and sends what it sees to every sink, until
-/// one of them is gone: several components take one watch.
+/// one of them is gone: several components take one watch, each reading what it needs.
 ///
 /// Broken connections are taken up again with pauses from 0.2 s to 5 s, for ever: a node agent outlives any outage of the
 /// API server.
-pub async fn forward<T>(client: Client, config: watcher::Config, sinks: Vec<Sink<T>>)
+pub async fn forward<K>(client: Client, config: watcher::Config, mut sinks: Vec<Box<dyn Sink<K>>>)
 where
-    T: Observed + Clone,
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let mut events = std::pin::pin!(events::<T>(Api::all(client), config));
+    let api: Api<DeserializeGuard<K>> = Api::all(client);
+    let mut events = std::pin::pin!(watcher(api, config).backoff(pauses()));
     while let Some(event) = events.next().await {
-        for sink in &sinks {
-            if !sink(event.clone()).await {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::warn!(kind = %K::kind(&()), %error, "watch broke, trying again");
+                continue;
+            }
+        };
+        for sink in &mut sinks {
+            if !sink.take(&event).await {
                 return;
             }
         }
     }
 }
 
-fn events<T: Observed>(
-    api: Api<DeserializeGuard<T::Object>>,
-    config: watcher::Config,
-) -> impl Stream<Item = Event<T>> + Send {
-    let kind = T::Object::kind(&()).into_owned();
-    let mut relist: Option<Vec<T>> = None;
-    watcher(api, config).backoff(pauses()).filter_map(move |result| {
-        let event = match result {
-            Err(error) => {
-                tracing::warn!(kind, %error, "watch broke, trying again");
+/// Reads objects as `T`.
+struct Reader<T, E, W> {
+    sender: mpsc::Sender<E>,
+    wrap: W,
+    /// What a list that is under way has brought so far.
+    relist: Option<Vec<T>>,
+}
+
+impl<T, E, W> Sink<T::Object> for Reader<T, E, W>
+where
+    T: Observed,
+    E: Send + 'static,
+    W: Fn(Event<T>) -> E + Send + 'static,
+{
+    fn take<'a>(&'a mut self, event: &'a RawEvent<T::Object>) -> BoxFuture<'a, bool> {
+        let event = self.read(event).map(&self.wrap);
+        let sender = &self.sender;
+        async move {
+            match event {
+                Some(event) => sender.send(event).await.is_ok(),
+                None => !sender.is_closed(),
+            }
+        }
+        .boxed()
+    }
+}
+
+impl<T: Observed, E, W> Reader<T, E, W> {
+    fn read(&mut self, event: &RawEvent<T::Object>) -> Option<Event<T>> {
+        match event {
+            watcher::Event::Init => {
+                self.relist = Some(Vec::new());
                 None
             }
-            Ok(watcher::Event::Init) => {
-                relist = Some(Vec::new());
+            watcher::Event::InitApply(object) => {
+                self.relist.get_or_insert_default().extend(read(object).ok());
                 None
             }
-            Ok(watcher::Event::InitApply(object)) => {
-                let read = read::<T>(&kind, object);
-                relist.get_or_insert_default().extend(read.ok());
-                None
-            }
-            Ok(watcher::Event::InitDone) => Some(Event::Replaced(relist.take().unwrap_or_default())),
-            Ok(watcher::Event::Apply(object)) => match read::<T>(&kind, object) {
+            watcher::Event::InitDone => Some(Event::Replaced(self.relist.take().unwrap_or_default())),
+            watcher::Event::Apply(object) => match read(object) {
                 Ok(value) => Some(Event::Applied(value)),
                 Err(key) => key.map(Event::Removed),
             },
-            Ok(watcher::Event::Delete(object)) => T::key(object.meta()).map(Event::Removed),
-        };
-        std::future::ready(event)
-    })
+            watcher::Event::Delete(object) => T::key(object.meta()).map(Event::Removed),
+        }
+    }
 }
 
 /// Reads one object, or says which key it would have had.
-fn read<T: Observed>(kind: &str, object: DeserializeGuard<T::Object>) -> Result<T, Option<T::Key>> {
+fn read<T: Observed>(object: &DeserializeGuard<T::Object>) -> Result<T, Option<T::Key>> {
     let key = T::key(object.meta());
     let reason = match &object.0 {
         Ok(object) => match T::read(object) {
@@ -125,7 +155,7 @@ fn read<T: Observed>(kind: &str, object: DeserializeGuard<T::Object>) -> Result<
         },
         Err(error) => error.to_string(),
     };
-    tracing::warn!(kind, ?key, reason, "object cannot be used and counts as absent");
+    tracing::warn!(kind = %T::Object::kind(&()), ?key, reason, "object cannot be used and counts as absent");
     Err(key)
 }
 

@@ -14,15 +14,53 @@ use crate::api;
 use crate::membership::Membership;
 use crate::model::advertisement::{AdvertisementError, L2Advertisement};
 use crate::model::claim::{Claim, ClaimError};
-use crate::model::endpoints::{EndpointSlice, SERVICE_LABEL, SliceError, SliceKey};
+use crate::model::endpoints::{EndpointSlice, SliceError, SliceKey};
 use crate::model::link::Links;
 use crate::model::node::{Node, NodeError};
 use crate::model::programmed::Programmed;
 use crate::model::service::{Service, ServiceError};
 use crate::names::{AdvertisementName, ClaimName, NodeName, PoolName, ServiceKey};
-use crate::runtime::watch::{Event, Observed, all, forward};
+use crate::runtime::watch::{Event, Observed, Sink, forward, sink};
 
-/// Starts every source. They end when the receiver is dropped.
+/// The watch selector for EndpointSlices: those of headless Services, which nobody announces or forwards, never leave the
+/// API server.
+pub const SLICES: &str = "kubernetes.io/service-name,!service.kubernetes.io/headless";
+
+/// How many observations may wait. A turn takes all of them.
+const QUEUE: usize = 1024;
+
+/// Where observations wait for the speaker's loop.
+#[derive(Debug)]
+pub struct Inbox {
+    pub(super) sender: mpsc::Sender<Observation>,
+    pub(super) observations: mpsc::Receiver<Observation>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        let (sender, observations) = mpsc::channel(QUEUE);
+        Self { sender, observations }
+    }
+}
+
+impl Inbox {
+    /// Takes a watch of Nodes that others take too.
+    pub fn nodes(&self) -> Box<dyn Sink<core::Node>> {
+        sink::<SeenNode, _>(self.sender.clone(), |event| Observation::Node(event.into()))
+    }
+
+    /// Takes a watch of Services that others take too.
+    pub fn services(&self) -> Box<dyn Sink<core::Service>> {
+        sink::<AnnouncedService, _>(self.sender.clone(), |event| Observation::Service(event.into()))
+    }
+
+    /// Takes a watch of EndpointSlices that others take too; see [`SLICES`].
+    pub fn slices(&self) -> Box<dyn Sink<discovery::EndpointSlice>> {
+        sink::<UsableEndpoints, _>(self.sender.clone(), |event| Observation::Endpoints(event.into()))
+    }
+}
+
+/// Starts the sources that are the speaker's alone. They end when the receiver is dropped.
 pub(super) fn start(
     client: &Client,
     links: watch::Receiver<Arc<Links>>,
@@ -31,14 +69,12 @@ pub(super) fn start(
     ended: Arc<Notify>,
     sender: &mpsc::Sender<Observation>,
 ) {
-    follow::<SeenNode>(client, Config::default(), sender, Observation::Node);
-    follow::<AnnouncedService>(client, Config::default(), sender, Observation::Service);
-    // Slices of headless Services, which nobody announces, never leave the API server.
-    let slices = format!("{SERVICE_LABEL},!service.kubernetes.io/headless");
-    follow::<UsableEndpoints>(client, Config::default().labels(&slices), sender, Observation::Endpoints);
-    follow::<PoolLabels>(client, Config::default(), sender, Observation::Pool);
-    follow::<L2Advertisement>(client, Config::default(), sender, Observation::Advertisement);
-    follow::<Claim>(client, Config::default(), sender, Observation::Claim);
+    let pools = sink::<PoolLabels, _>(sender.clone(), |event| Observation::Pool(event.into()));
+    tokio::spawn(forward(client.clone(), Config::default(), vec![pools]));
+    let advertisements = sink::<L2Advertisement, _>(sender.clone(), |event| Observation::Advertisement(event.into()));
+    tokio::spawn(forward(client.clone(), Config::default(), vec![advertisements]));
+    let claims = sink::<HeldClaim, _>(sender.clone(), |event| Observation::Claim(claims_of(event)));
+    tokio::spawn(forward(client.clone(), Config::default(), vec![claims]));
     tokio::spawn(relay(links, sender.clone(), Observation::Links));
     tokio::spawn(relay(membership.members(), sender.clone(), Observation::Members));
     tokio::spawn(relay(programmed, sender.clone(), Observation::Programmed));
@@ -56,20 +92,25 @@ pub(super) fn start(
     });
 }
 
-fn follow<T: Observed>(
-    client: &Client,
-    config: Config,
-    sender: &mpsc::Sender<Observation>,
-    wrap: fn(Change<T::Key, T>) -> Observation,
-) {
-    let task = forward::<T, Observation>(all::<T>(client.clone()), config, sender.clone(), move |event| {
-        wrap(match event {
-            Event::Replaced(values) => Change::Replaced(values),
-            Event::Applied(value) => Change::Applied(value),
-            Event::Removed(key) => Change::Removed(key),
-        })
-    });
-    tokio::spawn(task);
+impl<T: Observed> From<Event<T>> for Change<T::Key, T> {
+    fn from(event: Event<T>) -> Self {
+        match event {
+            Event::Replaced(values) => Self::Replaced(values),
+            Event::Applied(value) => Self::Applied(value),
+            Event::Removed(key) => Self::Removed(key),
+        }
+    }
+}
+
+/// A claim, read for the speaker.
+struct HeldClaim(Claim);
+
+fn claims_of(event: Event<HeldClaim>) -> Change<ClaimName, Claim> {
+    match event {
+        Event::Replaced(claims) => Change::Replaced(claims.into_iter().map(|claim| claim.0).collect()),
+        Event::Applied(claim) => Change::Applied(claim.0),
+        Event::Removed(name) => Change::Removed(name),
+    }
 }
 
 /// Sends what the channel holds, and then each newer value, until one of the two ends is gone.
@@ -170,7 +211,7 @@ impl Observed for L2Advertisement {
     }
 }
 
-impl Observed for Claim {
+impl Observed for HeldClaim {
     type Object = api::AddressClaim;
     type Key = ClaimName;
     type Error = ClaimError;
@@ -180,6 +221,6 @@ impl Observed for Claim {
     }
 
     fn read(object: &api::AddressClaim) -> Result<Self, ClaimError> {
-        Self::try_from(object)
+        Claim::try_from(object).map(Self)
     }
 }

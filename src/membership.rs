@@ -11,6 +11,8 @@
 //! * Every agent sends to every other: `n × (n − 1) / interval` packets per second in the cluster, so about ten per
 //!   second and peer on each node. Right up to some hundred nodes.
 //! * Heartbeats go between the nodes' primary addresses, not over each announcing link.
+//! * They need neighbour resolution: after a lost link heals, the kernel may take up to a second to ask for a peer again,
+//!   and until then that peer does not hear us and both may announce.
 //! * They are not authenticated. A heartbeat counts only if it comes from an address of the node that it names.
 
 pub mod heartbeat;

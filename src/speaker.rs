@@ -89,6 +89,7 @@ pub async fn run(config: Config, client: Client, surroundings: Surroundings, met
         index: Index::default(),
         is_changed: false,
         timed_turn: None,
+        decisions: BTreeMap::new(),
         responders: Responders::new(settings),
         membership,
         metrics,
@@ -107,6 +108,8 @@ struct Speaker {
     is_changed: bool,
     /// When a decision changes by time alone.
     timed_turn: Option<Timestamp>,
+    /// Those of the last turn.
+    decisions: BTreeMap<IpAddr, Decision>,
     responders: Responders,
     membership: Membership,
     metrics: Metrics,
@@ -140,6 +143,7 @@ impl Component for Speaker {
         let errors = self.responders.apply(plan::plan(&plan::stations(&decisions), &before));
         let actual = self.responders.actual();
         log_difference(&before, &actual, &decisions);
+        log_silence(&self.decisions, &decisions);
         let owner = self.index.node_uid(&self.node).map(str::to_owned);
         self.reports.send_if_modified(|known| {
             // The first one is always written: the object may be that of an earlier run.
@@ -151,6 +155,7 @@ impl Component for Speaker {
             is_new
         });
         self.metrics.set_announced(addresses(&actual).len());
+        self.decisions = decisions;
         // Only now: whoever is told that this node is ready lets go of what it is elected for.
         self.membership.set_serving(self.index.programmed().is_settled());
         match errors.into_iter().next() {
@@ -175,6 +180,17 @@ impl Speaker {
 
 fn addresses(stations: &Stations) -> BTreeSet<IpAddr> {
     stations.values().flat_map(|(_, station)| station.addresses.iter().copied()).collect()
+}
+
+/// Why this node is silent about an address, whenever that changes.
+fn log_silence(before: &BTreeMap<IpAddr, Decision>, after: &BTreeMap<IpAddr, Decision>) {
+    for (address, decision) in after {
+        if let Verdict::Silent(reason) = &decision.verdict
+            && before.get(address).map(|known| &known.verdict) != Some(&decision.verdict)
+        {
+            tracing::debug!(%address, %reason, "address is not announced here");
+        }
+    }
 }
 
 fn log_difference(before: &Stations, after: &Stations, decisions: &BTreeMap<IpAddr, Decision>) {

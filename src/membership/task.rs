@@ -11,6 +11,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Labelled;
 use prometheus_client::registry::Registry;
+use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -198,9 +199,11 @@ impl Session<'_> {
 
     fn send(&self, heartbeat: &Heartbeat) {
         let bytes = heartbeat.encode();
+        // Past tokio, which refuses to send on a fresh socket before the reactor has told that it is writable.
+        let socket = SockRef::from(&self.socket);
         for target in self.state.targets(self.family) {
             // Lost here or lost on the wire is the same: the next one follows soon.
-            if self.socket.try_send_to(&bytes, SocketAddr::new(target, self.port)).is_ok() {
+            if socket.send_to(&bytes, &SocketAddr::new(target, self.port).into()).is_ok() {
                 self.counters.sent.inc();
             }
         }

@@ -282,9 +282,9 @@ fn apply_address(links: &mut Links, message: &AddressMessage, is_new: bool) -> E
 }
 
 fn is_default_route(message: &RouteMessage) -> bool {
-    let in_main = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Table(table) => Some(*table == u32::from(RouteHeader::RT_TABLE_MAIN)),
-        _ => None,
+    let in_main = message.attributes.iter().find_map(|attribute| {
+        let RouteAttribute::Table(table) = attribute else { return None };
+        Some(*table == u32::from(RouteHeader::RT_TABLE_MAIN))
     });
     message.header.destination_prefix_length == 0
         && message.header.kind == RouteType::Unicast
@@ -292,14 +292,14 @@ fn is_default_route(message: &RouteMessage) -> bool {
 }
 
 fn interfaces_of(message: &RouteMessage) -> impl Iterator<Item = InterfaceIndex> {
-    let numbers: Vec<u32> = message
-        .attributes
-        .iter()
-        .flat_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => vec![*index],
-            RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
-            _ => Vec::new(),
-        })
-        .collect();
+    let mut numbers = Vec::new();
+    for attribute in &message.attributes {
+        if let RouteAttribute::Oif(index) = attribute {
+            numbers.push(*index);
+        }
+        if let RouteAttribute::MultiPath(hops) = attribute {
+            numbers.extend(hops.iter().map(|hop| hop.interface_index));
+        }
+    }
     numbers.into_iter().map(InterfaceIndex::new)
 }

@@ -157,7 +157,8 @@ fn metallb_cases() {
     let both: &[&str] = &[a, b];
     let serving_unready = Conditions { is_ready: false, is_serving: true, is_terminating: false };
     let ready_not_serving = Conditions { is_ready: true, is_serving: false, is_terminating: false };
-    let cases: [(&str, &[(&str, Conditions)], &[&str]); 11] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, Conditions)], &'a [&'a str]);
+    let cases: [Case<'_>; 11] = [
         ("L1", &[(a, READY), (a, READY)], &[a]),
         ("L2", &[(a, UNREADY), (b, UNREADY)], &[]),
         ("L3", &[(a, READY), (b, READY)], both),

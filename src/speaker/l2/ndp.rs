@@ -239,21 +239,13 @@ mod tests {
             b"\x60\0\0\0\0\x20\x3a\xff",
             &address().octets(),
             &client().octets(),
-            // 0x60: solicited and override.
-            b"\x88\0\x8b\xc7\x60\0\0\0",
+            // The checksum was computed apart; 0x60 is solicited and override.
+            b"\x88\0\xb9\x42\x60\0\0\0",
             &address().octets(),
             b"\x02\x01\x02\0\0\0\0\x01",
         ]
         .concat();
-        let mut answer = advertisement(&solicitation, OWN).to_vec();
-        let checksum = &answer[56..58];
-        let recomputed = {
-            let packet = Icmpv6Packet::new(&answer[54..]).unwrap();
-            icmpv6::checksum(&packet, &address(), &client())
-        };
-        assert_eq!(checksum, recomputed.to_be_bytes());
-        answer[56..58].copy_from_slice(&expected[56..58]);
-        assert_eq!(answer, expected);
+        assert_eq!(advertisement(&solicitation, OWN).to_vec(), expected);
     }
 
     #[test]

@@ -7,30 +7,31 @@ use serde_json::Value;
 
 /// One object, and what the API server says to it.
 #[derive(Debug, Deserialize)]
-pub struct Case {
+pub(crate) struct Case {
     /// What is shown, in words.
-    pub name: String,
+    pub(crate) name: String,
     /// The object, without `apiVersion`.
-    pub object: Value,
+    pub(crate) object: Value,
     /// A later version of the object; then `error` is about this one.
     #[serde(default)]
-    pub then: Option<Value>,
+    pub(crate) then: Option<Value>,
     /// A part of the refusal; absent where all is accepted.
     #[serde(default)]
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 /// All cases.
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     serde_saphyr::from_str(include_str!("../cases/crds.yaml")).unwrap()
 }
 
 /// Runs every case. `apply` applies one object, given as JSON, and gives the API server's refusal; `delete` removes it
 /// again. Gives what went otherwise than expected.
-pub fn run(apply: impl Fn(&str) -> Result<(), String>, delete: impl Fn(&str)) -> Vec<String> {
+pub(crate) fn run(apply: impl Fn(&str) -> Result<(), String>, delete: impl Fn(&str)) -> Vec<String> {
     let mut surprises = Vec::new();
     for case in cases() {
-        let versions: Vec<String> = [Some(&case.object), case.then.as_ref()].into_iter().flatten().map(manifest).collect();
+        let versions: Vec<String> =
+            [Some(&case.object), case.then.as_ref()].into_iter().flatten().map(manifest).collect();
         let last = versions.len() - 1;
         for (position, version) in versions.iter().enumerate() {
             let expected = case.error.as_deref().filter(|_| position == last);

@@ -51,6 +51,8 @@ mod shared;
 mod up;
 mod wait;
 
+/// What the library's functions fail with.
+pub use anyhow::Error;
 pub use diagnose::DiagnoseOnPanic;
 pub use down::{down, purge};
 pub use failure::Failure;

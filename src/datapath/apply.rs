@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
+use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
-use crate::datapath::nft::write;
-use crate::datapath::plan::{Belief, Scope};
+use crate::datapath::nft::{read, write};
+use crate::datapath::plan::{Belief, Found, Scope, Transaction};
+use crate::model::Family;
 use crate::netlink::nf_tables::{Connection, ConnectionError};
 
 /// Why nothing was programmed. What was in the kernel before is there still.
@@ -66,7 +68,47 @@ pub struct Programmer {
     connection: Connection,
     belief: Belief,
     quarantined: BTreeMap<EntryKey, Quarantine>,
-    programmed: BTreeSet<IpAddr>,
+    programmed: Programmed,
+    /// Only what a former process left: what we lost sight of ourselves is made anew.
+    may_adopt: bool,
+}
+
+/// How many ports of each address are in the kernel.
+#[derive(Clone, Debug, Default)]
+struct Programmed {
+    counts: BTreeMap<IpAddr, usize>,
+}
+
+impl Programmed {
+    fn follow(&mut self, transaction: &Transaction) {
+        for table in &transaction.tables {
+            if table.is_new {
+                self.counts.retain(|address, _| Family::of(*address) != table.family);
+            }
+            for element in &table.deleted {
+                self.change(element, |count| count.saturating_sub(1));
+            }
+            for element in &table.added {
+                self.change(element, |count| count + 1);
+            }
+        }
+    }
+
+    fn find(&mut self, found: &Found) {
+        for element in &found.elements {
+            self.change(element, |count| count + 1);
+        }
+    }
+
+    fn change(&mut self, element: &Element, change: fn(usize) -> usize) {
+        if let Some(SharedKey::Frontend(address, _)) = element.shared_key() {
+            let count = self.counts.entry(address.ip()).or_default();
+            *count = change(*count);
+            if *count == 0 {
+                self.counts.remove(&address.ip());
+            }
+        }
+    }
 }
 
 impl Programmer {
@@ -80,7 +122,8 @@ impl Programmer {
             connection: Connection::open().map_err(ApplyError::Connect)?,
             belief: Belief::default(),
             quarantined: BTreeMap::new(),
-            programmed: BTreeSet::new(),
+            programmed: Programmed::default(),
+            may_adopt: true,
         })
     }
 
@@ -99,8 +142,11 @@ impl Programmer {
             Scope::All => self.quarantined.clear(),
             Scope::Keys(keys) => self.quarantined.retain(|key, _| entries.contains_key(key) && !keys.contains(key)),
         }
+        let scope = if self.belief.is_nothing() { &Scope::All } else { scope };
+        if std::mem::replace(&mut self.may_adopt, false) {
+            self.adopt(entries);
+        }
         let is_whole = self.belief.is_nothing();
-        let scope = if is_whole { &Scope::All } else { scope };
         let error = match self.attempt(entries, scope, node) {
             Ok(report) => return Ok(report),
             Err(error) => error,
@@ -116,9 +162,14 @@ impl Programmer {
         Ok(Report { is_rebuilt: true, ..report })
     }
 
-    /// The addresses that clients may dial now: in the kernel, as far as the last transaction that it took.
-    pub const fn programmed_addresses(&self) -> &BTreeSet<IpAddr> {
-        &self.programmed
+    /// Whether clients may dial an address now: it is in the kernel, as far as the last transaction that it took.
+    pub fn is_programmed(&self, address: IpAddr) -> bool {
+        self.programmed.counts.contains_key(&address)
+    }
+
+    /// All such addresses, in order.
+    pub fn programmed_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.programmed.counts.keys().copied()
     }
 
     /// Deletes our tables.
@@ -129,8 +180,23 @@ impl Programmer {
     pub fn cleanup(&mut self) -> Result<(), ApplyError> {
         self.belief.forget();
         self.connection.commit(&write::cleanup_batch()).map_err(ApplyError::Cleanup)?;
-        self.programmed.clear();
+        self.programmed.counts.clear();
         Ok(())
+    }
+
+    /// Takes over the tables of a former process, where they have the same layout. Anything that is in the way of that
+    /// only means that they are replaced.
+    fn adopt(&mut self, entries: &BTreeMap<EntryKey, ForwardingEntry>) {
+        for family in Family::ALL {
+            match read::found(&mut self.connection, family) {
+                Ok(Some(found)) => {
+                    self.programmed.find(&found);
+                    self.belief.adopt(found, entries);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%family, %error, "failed to read our table back, replacing it"),
+            }
+        }
     }
 
     /// Plans and commits; forgets on failure.
@@ -148,7 +214,7 @@ impl Programmer {
                 self.belief.forget();
                 return Err(error);
             }
-            self.programmed = self.belief.frontends().map(|(address, _)| address.ip()).collect();
+            self.programmed.follow(&transaction);
         }
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
         let (deleted, added) = transaction.size();

@@ -20,7 +20,9 @@
 //! commit. So a change costs what it changes, however many Services there are.
 
 pub mod chains;
+pub mod decode;
 pub mod elements;
 pub mod ids;
 pub mod layout;
+pub mod read;
 pub mod write;

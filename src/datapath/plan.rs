@@ -3,13 +3,12 @@
 //! The belief is only as good as the last transaction: when one fails it is forgotten, and the next is the whole table.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
-use crate::datapath::nft::elements::{Element, SharedKey, elements_of, node_elements, policies};
+use crate::datapath::nft::elements::{Element, SharedKey, elements_of, node_elements, policies, policy_of};
 use crate::datapath::nft::ids::{Class, Classes, Exhausted, Ids};
+use crate::model::Family;
 use crate::model::service::TrafficPolicy;
-use crate::model::{Family, Protocol};
 
 /// Which entries may have changed since the last turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +60,8 @@ pub struct TableChange {
 pub struct Belief {
     v4: TableBelief,
     v6: TableBelief,
+    /// What the elements of the node were made from.
+    node: NodeForwarding,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -73,6 +74,19 @@ struct TableBelief {
     /// Who wants an element that others may want too. The kernel has that of the first.
     claims: BTreeMap<SharedKey, BTreeMap<EntryKey, Element>>,
     node: Vec<Element>,
+    /// What the kernel was found to have, before the first turn.
+    found: Option<Found>,
+}
+
+/// What the kernel has, by our own reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The table's.
+    pub family: Family,
+    /// Numbers of slots that have chains.
+    pub classes: Vec<(u32, Class)>,
+    /// All elements.
+    pub elements: Vec<Element>,
 }
 
 impl Belief {
@@ -87,8 +101,14 @@ impl Belief {
     ) -> (Transaction, BTreeMap<EntryKey, Exhausted>) {
         let mut transaction = Transaction::default();
         let mut refused = BTreeMap::new();
+        // Cluster IPs are as many as Services: most turns do not change them, and need not look at them twice.
+        let is_node_changed = self.node != *node;
+        if is_node_changed {
+            self.node = node.clone();
+        }
         for family in Family::ALL {
             let table = self.table_mut(family);
+            let node = (is_node_changed || !table.exists || table.found.is_some()).then_some(node);
             let keys: BTreeSet<&EntryKey> = match scope {
                 Scope::All => entries.keys().collect(),
                 Scope::Keys(keys) => keys.iter().collect(),
@@ -102,6 +122,13 @@ impl Belief {
             transaction.tables.extend(table.update(family, changed, wanted, node, &mut refused));
         }
         (transaction, refused)
+    }
+
+    /// Takes over what a former process left in the kernel: its next turn must be over all entries, and changes only what
+    /// is not as it should be. A frontend's id goes on being that of its entry.
+    pub fn adopt(&mut self, found: Found, entries: &BTreeMap<EntryKey, ForwardingEntry>) {
+        let family = found.family;
+        self.table_mut(family).adopt(found, entries.iter().filter(|(key, _)| key.family == family));
     }
 
     /// Forgets what is in the kernel. Ids stay with their Service ports.
@@ -118,14 +145,6 @@ impl Belief {
         !self.v4.exists && !self.v6.exists
     }
 
-    /// The addresses and ports that are believed to be programmed.
-    pub fn frontends(&self) -> impl Iterator<Item = (SocketAddr, Protocol)> {
-        [&self.v4, &self.v6].into_iter().flat_map(|table| table.claims.keys()).filter_map(|key| match *key {
-            SharedKey::Frontend(address, protocol) => Some((address, protocol)),
-            SharedKey::Hairpin(_) | SharedKey::NodePort(..) => None,
-        })
-    }
-
     const fn table_mut(&mut self, family: Family) -> &mut TableBelief {
         match family {
             Family::V4 => &mut self.v4,
@@ -135,19 +154,49 @@ impl Belief {
 }
 
 impl TableBelief {
+    fn adopt<'a>(&mut self, mut found: Found, entries: impl Iterator<Item = (&'a EntryKey, &'a ForwardingEntry)>) {
+        found.elements.sort_unstable();
+        let mut values = BTreeMap::new();
+        let mut inside = BTreeMap::new();
+        for element in &found.elements {
+            if let Element::Inside { local, cluster } = *element {
+                inside.insert(local, cluster);
+            } else if let (Some(key), Some(value)) = (element.shared_key(), element.frontend_value()) {
+                values.insert(key, value);
+            }
+        }
+        let (mut ids, mut adopted) = (Ids::default(), BTreeSet::new());
+        for (key, entry) in entries {
+            for (frontend, treatment) in &entry.frontends {
+                let shared = SharedKey::of(*frontend, key.port.protocol);
+                let Some(value) = values.get(&shared) else { continue };
+                ids.adopt(key, policy_of(*treatment), value.id(), &mut adopted);
+                if let Some(cluster) = inside.get(value) {
+                    ids.adopt(key, TrafficPolicy::Cluster, *cluster, &mut adopted);
+                }
+            }
+        }
+        ids.free_all_but(&adopted);
+        *self = Self { exists: true, ids, classes: Classes::adopt(found.classes.clone()), ..Self::default() };
+        self.found = Some(found);
+    }
+
     fn update<'a>(
         &mut self,
         family: Family,
         changed: impl Iterator<Item = &'a EntryKey>,
         wanted: impl Fn(&EntryKey) -> Option<&'a ForwardingEntry>,
-        node: &NodeForwarding,
+        node: Option<&NodeForwarding>,
         refused: &mut BTreeMap<EntryKey, Exhausted>,
     ) -> Option<TableChange> {
         let mut difference = Difference::default();
+        let found = self.found.take().map(|found| found.elements);
         for key in changed {
             let entry = wanted(key);
             let before = self.entries.remove(key).unwrap_or_default();
-            let after = match entry.map(|entry| elements_of(key, entry, &mut self.ids, &mut self.classes, &before)) {
+            let had = found.as_ref().map(|found| self.endpoints_in(found, key));
+            let had = had.as_deref().unwrap_or(&before);
+            let after = match entry.map(|entry| elements_of(key, entry, &mut self.ids, &mut self.classes, had)) {
                 None => Vec::new(),
                 Some(Ok(elements)) => elements,
                 Some(Err(exhausted)) => {
@@ -166,9 +215,11 @@ impl TableBelief {
                 self.entries.insert(key.clone(), after);
             }
         }
-        let node = node_elements(node, family);
-        compare(&self.node, &node, |change| difference.record(change));
-        self.node = node;
+        if let Some(node) = node {
+            let node = node_elements(node, family);
+            compare(&self.node, &node, |change| difference.record(change));
+            self.node = node;
+        }
         for (key, before) in std::mem::take(&mut difference.shared) {
             let after = self.effective(key);
             if before != after {
@@ -176,9 +227,29 @@ impl TableBelief {
                 difference.added.extend(after);
             }
         }
+        if let Some(found) = found {
+            // What there was before this turn is not nothing but what was found.
+            let mut wanted = std::mem::take(&mut difference.added);
+            wanted.sort_unstable();
+            compare(&found, &wanted, |change| difference.record(change));
+        }
         let is_new = !std::mem::replace(&mut self.exists, true);
         let new_classes = self.classes.drain_new();
         difference.into_change(family, is_new, new_classes)
+    }
+
+    /// The endpoints of an entry among ordered elements.
+    fn endpoints_in(&self, elements: &[Element], key: &EntryKey) -> Vec<Element> {
+        let mut endpoints = Vec::new();
+        for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+            let Some(wanted) = self.ids.get(key, policy) else { continue };
+            // Endpoints come before all others, by their ids.
+            let id_of = |element: &Element| if let Element::Endpoint { id, .. } = element { Some(*id) } else { None };
+            let start = elements.partition_point(|element| id_of(element).is_some_and(|id| id < wanted));
+            let rest = elements.get(start..).unwrap_or_default();
+            endpoints.extend(rest.iter().take_while(|element| id_of(element) == Some(wanted)));
+        }
+        endpoints
     }
 
     fn compare_entry(&mut self, key: &EntryKey, before: &[Element], after: &[Element], difference: &mut Difference) {

@@ -76,6 +76,7 @@ fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tall
             return Err(format!("{} is not programmed: {reason}", key.port));
         }
         stage.check_listing()?;
+        stage.watch_priority()?;
         let flows: Vec<_> = scenario.flows.iter().filter_map(|(_, flow)| flow.as_ref().ok()).collect();
         stage.send(&flows)
     });

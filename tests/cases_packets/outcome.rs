@@ -23,14 +23,15 @@ enum Fate {
     Odd(String),
 }
 
-/// How many connections show all of a flow's endpoints: the chance to miss one is one in ten million.
+/// How many connections show all of a flow's endpoints, and one that it should not have: the chance to miss one is one
+/// in ten million.
 pub fn connections(expect: &Expect) -> usize {
     match expect {
-        Expect::Dnat { endpoints, .. } if endpoints.len() > 1 => {
-            let count = endpoints.len() as f64;
+        Expect::Dnat { endpoints, .. } => {
+            let count = endpoints.len().max(2) as f64;
             ((count * 1e7).ln() / -(1.0 - 1.0 / count).ln()).ceil().min(4_000.0) as usize
         }
-        Expect::Dnat { .. } | Expect::Drop | Expect::Reject | Expect::Passthrough => 3,
+        Expect::Drop | Expect::Reject | Expect::Passthrough => 3,
     }
 }
 

@@ -140,9 +140,9 @@ fn receive_v6(socket: &Socket) -> io::Result<Option<(IpAddr, IpAddr, Vec<u8>)>> 
         Err(error) => return Err(error.into()),
     };
     let source = message.address.map(|address| IpAddr::V6(address.ip()));
-    let destination = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::Ipv6PacketInfo(info) => Some(IpAddr::from(info.ipi6_addr.s6_addr)),
-        _ => None,
+    let destination = message.cmsgs()?.find_map(|control| {
+        let ControlMessageOwned::Ipv6PacketInfo(info) = control else { return None };
+        Some(IpAddr::from(info.ipi6_addr.s6_addr))
     });
     let length = message.bytes;
     let (Some(source), Some(destination)) = (source, destination) else {

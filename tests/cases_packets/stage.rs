@@ -35,6 +35,8 @@ const PODS_NODE: [u8; 6] = [2, 0, 0, 0, 1, 1];
 /// Passes through the node after all others: what was to come has come when they are back.
 const LAST: [(&str, &str); 2] = [("198.18.0.1", "198.18.0.2"), ("2001:2::1", "2001:2::2")];
 const LAST_PORT: u16 = 9;
+/// A table of the runner's own.
+const WATCH: &str = "steelyard_cases";
 /// What is missing when the last packets are back gets this much longer.
 const GRACE: Duration = Duration::from_millis(300);
 const LIMIT: Duration = Duration::from_secs(5);
@@ -94,6 +96,24 @@ impl Stage {
         self.node.run(job)
     }
 
+    /// Behind all chains: nothing may leave with a number of ours in its priority, where queueing disciplines read it.
+    pub fn watch_priority(&self) -> Result<(), String> {
+        let watch = format!(
+            "table inet {WATCH} {{\n chain behind {{\n type filter hook postrouting priority 300\n \
+             meta priority & 0xc0000000 == 0xc0000000 counter\n }}\n}}\n"
+        );
+        self.in_node(|| run_program("nft", &["-f", "-"], &watch)).map(drop)
+    }
+
+    fn check_priority(&self) -> Result<(), String> {
+        let listing = self.in_node(|| run_program("nft", &["list", "table", "inet", WATCH], ""))?;
+        if listing.contains("counter packets 0 ") {
+            Ok(())
+        } else {
+            Err(format!("packets left the node with a priority of ours: {listing}"))
+        }
+    }
+
     /// The administrator's tool must be able to print what we made.
     pub fn check_listing(&self) -> Result<(), String> {
         let listing = self.in_node(|| run_program("nft", &["list", "ruleset"], ""))?;
@@ -122,6 +142,7 @@ impl Stage {
             self.receive(&mut watch)?;
         }
         self.wait(&mut watch)?;
+        self.check_priority()?;
         if let Some(problem) = watch.problems.first() {
             return Err(problem.clone());
         }

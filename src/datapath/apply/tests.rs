@@ -221,8 +221,8 @@ fn an_entry_that_the_kernel_refuses_is_left_out_alone() {
         assert_eq!(report.quarantined.keys().collect::<Vec<_>>(), [&bad]);
         let reason = report.quarantined[&bad].to_string();
         assert!(reason.contains("elements of ip steelyard frontends: EINVAL"), "{reason}");
-        assert!(programmer.programmed_addresses().contains(&"10.96.1.19".parse().unwrap()));
-        assert!(!programmer.programmed_addresses().contains(&"fd00:10:96::7".parse().unwrap()));
+        assert!(programmer.is_programmed("10.96.1.19".parse().unwrap()));
+        assert!(!programmer.is_programmed("fd00:10:96::7".parse().unwrap()));
         // Others go on changing, and it comes back when it is changed.
         let good = key("good3");
         state.insert(good.clone(), entry(&[("10.96.1.3:80", INTERNAL)], "reject"));
@@ -231,7 +231,7 @@ fn an_entry_that_the_kernel_refuses_is_left_out_alone() {
         state.insert(bad.clone(), entry(&[("10.96.0.7:80", INTERNAL)], "reject"));
         let report = programmer.apply(&state, &Scope::Keys([bad].into()), &node()).unwrap();
         assert!(report.quarantined.is_empty());
-        assert!(programmer.programmed_addresses().contains(&"10.96.0.7".parse().unwrap()));
+        assert!(programmer.is_programmed("10.96.0.7".parse().unwrap()));
     });
 }
 
@@ -246,9 +246,70 @@ fn of_two_entries_that_want_one_address_the_first_has_it_and_the_other_inherits_
         let rest: Entries = [(key("b"), other)].into();
         turn(&mut programmer, &both, &rest);
         assert!(listing().contains("192.0.2.1 . tcp . 80 : c000:2 }"), "{}", listing());
-        assert!(programmer.programmed_addresses().contains(&"192.0.2.1".parse().unwrap()));
+        assert!(programmer.is_programmed("192.0.2.1".parse().unwrap()));
         turn(&mut programmer, &rest, &both);
         assert!(listing().contains("192.0.2.1 . tcp . 80 : c100:3 }"), "{}", listing());
+    });
+}
+
+#[test]
+fn a_restart_with_nothing_changed_changes_nothing() {
+    in_new_namespace(|| {
+        let mut state = entries();
+        let web = with("web", Family::V4, Protocol::Tcp);
+        let mut first = programmed(&state);
+        // A history that no fresh start would come to: slots and ids not in order, a frontend that moved.
+        let mut before = state.clone();
+        state.remove(&with("dns", Family::V4, Protocol::Udp));
+        state.get_mut(&web).unwrap().cluster = target("10.244.3.5:8080 10.244.0.1:8080");
+        turn(&mut first, &before, &state);
+        before = state.clone();
+        state.insert(with("dns", Family::V4, Protocol::Udp), entry(&[("10.96.0.2:53", INTERNAL)], "10.244.3.9:53"));
+        turn(&mut first, &before, &state);
+        let (listed, addresses): (_, Vec<IpAddr>) = (sorted_listing(), first.programmed_addresses().collect());
+        drop(first);
+        for all in [false, true] {
+            let mut node = node();
+            if all {
+                node.node_ports = NodePorts { v4: NodePortAddresses::All, v6: NodePortAddresses::All };
+                node.pod_cidrs.clear();
+            }
+            let mut second = Programmer::new().unwrap();
+            let report = second.apply(&state, &Scope::All, &node).unwrap();
+            assert!(!report.is_rebuilt);
+            assert!(all || (report.deleted, report.added) == (0, 0), "{report:?}");
+            assert_eq!(second.programmed_addresses().collect::<Vec<_>>(), addresses);
+            let mut third = Programmer::new().unwrap();
+            let report = third.apply(&state, &Scope::All, &node).unwrap();
+            assert_eq!((report.deleted, report.added, report.is_rebuilt), (0, 0, false));
+            assert!(all || sorted_listing() == listed);
+        }
+    });
+}
+
+#[test]
+fn a_restart_corrects_what_is_not_as_it_should_be() {
+    in_new_namespace(|| {
+        let before = entries();
+        drop(programmed(&before));
+        let expected = sorted_listing();
+        nft(&["delete", "element", "ip", "steelyard", "frontends", "{ 10.96.0.1 . tcp . 80 }"], "");
+        nft(&["add", "element", "ip", "steelyard", "frontends", "{ 9.9.9.9 . tcp . 80 : c000:1 }"], "");
+        nft(&["add", "element", "ip", "steelyard", "endpoints", "{ c000:77 . 0 : 9.9.9.9 . 80 }"], "");
+        let report = programmed(&before).apply(&before, &Scope::All, &node()).unwrap();
+        assert!(!report.is_rebuilt);
+        assert_eq!(sorted_listing(), expected);
+    });
+}
+
+#[test]
+fn a_table_of_another_layout_is_replaced() {
+    in_new_namespace(|| {
+        nft(&["add", "table", "ip", "steelyard", "{ comment \"layout 0\" ; }"], "");
+        nft(&["add", "chain", "ip", "steelyard", "old"], "");
+        let report = Programmer::new().unwrap().apply(&entries(), &Scope::All, &node()).unwrap();
+        assert!(report.is_rebuilt);
+        assert!(!listing().contains("chain old"));
     });
 }
 
@@ -260,7 +321,7 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_others() {
         programmer.cleanup().unwrap();
         assert_eq!(listing(), "table ip other {\n}\n");
         programmer.cleanup().unwrap();
-        assert!(programmer.programmed_addresses().is_empty());
+        assert!(programmer.programmed_addresses().next().is_none());
         assert!(programmer.apply(&entries(), &Scope::All, &node()).unwrap().is_rebuilt);
     });
 }

@@ -94,6 +94,16 @@ pub enum SharedKey {
     Frontend(SocketAddr, Protocol),
 }
 
+impl SharedKey {
+    /// That of a frontend.
+    pub const fn of(frontend: Frontend, protocol: Protocol) -> Self {
+        match frontend {
+            Frontend::Address(address) => Self::Frontend(address, protocol),
+            Frontend::NodePort(port) => Self::NodePort(port, protocol),
+        }
+    }
+}
+
 /// A range of addresses of one family, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Range {
@@ -115,16 +125,19 @@ fn ranges<'a>(nets: impl IntoIterator<Item = &'a IpNet>, family: Family) -> impl
     IpNet::aggregate(&nets).into_iter().map(Range::from)
 }
 
-fn everything(family: Family) -> Range {
-    match family {
-        Family::V4 => Range { first: Ipv4Addr::UNSPECIFIED.into(), last: Ipv4Addr::BROADCAST.into() },
-        Family::V6 => Range { first: Ipv6Addr::UNSPECIFIED.into(), last: Ipv6Addr::from(u128::MAX).into() },
+impl Range {
+    /// All addresses of a family.
+    pub fn all_of(family: Family) -> Self {
+        match family {
+            Family::V4 => Self { first: Ipv4Addr::UNSPECIFIED.into(), last: Ipv4Addr::BROADCAST.into() },
+            Family::V6 => Self { first: Ipv6Addr::UNSPECIFIED.into(), last: Ipv6Addr::from(u128::MAX).into() },
+        }
     }
 }
 
 /// All addresses but loopback.
 fn not_loopback(family: Family) -> Vec<Range> {
-    let all = everything(family);
+    let all = Range::all_of(family);
     match family {
         Family::V4 => vec![
             Range { first: all.first, last: Ipv4Addr::new(126, 255, 255, 255).into() },
@@ -189,7 +202,8 @@ pub fn policies(entry: &ForwardingEntry) -> BTreeSet<TrafficPolicy> {
     entry.frontends.values().flat_map(used).collect()
 }
 
-const fn policy_of(treatment: Treatment) -> TrafficPolicy {
+/// The policy whose id a frontend leads to.
+pub const fn policy_of(treatment: Treatment) -> TrafficPolicy {
     match treatment {
         Treatment::Internal(policy) | Treatment::External { policy, .. } => policy,
     }
@@ -240,7 +254,7 @@ pub fn node_elements(node: &NodeForwarding, family: Family) -> Vec<Element> {
     // Without prefixes of pods nobody can be told to be none, and nobody is masqueraded.
     match (node.masquerade_all, pods.is_empty()) {
         (true, _) => {}
-        (false, true) => elements.push(Element::Unmasqueraded(everything(family))),
+        (false, true) => elements.push(Element::Unmasqueraded(Range::all_of(family))),
         (false, false) => elements.extend(pods.into_iter().map(Element::Unmasqueraded)),
     }
     match node.node_ports.of(family) {
@@ -296,6 +310,11 @@ impl Element {
             | Self::ClusterIp(_)
             | Self::ServiceCidr(_) => None,
         }
+    }
+
+    /// What a frontend leads to.
+    pub const fn frontend_value(&self) -> Option<FrontendValue> {
+        if let Self::Frontend { value, .. } | Self::NodePort { value, .. } = self { Some(*value) } else { None }
     }
 
     /// Writes it, or what finds it. Addresses and ports are in network order, priorities and slots in the machine's, save

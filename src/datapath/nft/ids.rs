@@ -14,7 +14,7 @@
 //! The two highest bits tell our numbers from an application's `SO_PRIORITY` and from the handles that `tc` gives out by
 //! itself. An id is a Service port in one policy; a class is a number of slots, or what to do without any.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use thiserror::Error;
@@ -214,6 +214,19 @@ impl Ids {
         *self.taken.get(key).copied()?.of(policy)
     }
 
+    /// Takes over an id that the kernel has for it already, unless it has one or another has this.
+    pub fn adopt(&mut self, key: &EntryKey, policy: TrafficPolicy, id: Id, adopted: &mut BTreeSet<Id>) {
+        if id.0 > 0 && self.get(key, policy).is_none() && adopted.insert(id) {
+            *self.taken.entry(key.clone()).or_default().of(policy) = Some(id);
+            self.last = self.last.max(id.0);
+        }
+    }
+
+    /// After the last adoption: what lies between those adopted is free.
+    pub fn free_all_but(&mut self, adopted: &BTreeSet<Id>) {
+        self.free = (1..=self.last).map(Id).filter(|id| !adopted.contains(id)).collect();
+    }
+
     /// Gives the id back.
     pub fn release(&mut self, key: &EntryKey, policy: TrafficPolicy) {
         let Some(ids) = self.taken.get_mut(key) else { return };
@@ -228,6 +241,7 @@ impl Ids {
 #[derive(Clone, Debug, Default)]
 pub struct Classes {
     by_slots: BTreeMap<u32, Class>,
+    last: u32,
     new: Vec<(u32, Class)>,
 }
 
@@ -241,13 +255,20 @@ impl Classes {
         if let Some(class) = self.by_slots.get(&slots) {
             return Ok(*class);
         }
-        let next = u32::try_from(self.by_slots.len()).unwrap_or(u32::MAX).saturating_add(Class::FIRST_OF_SLOTS);
+        let next = self.last.max(Class::FIRST_OF_SLOTS - 1) + 1;
         if next > LAST_CLASS {
             return Err(Exhausted::Classes);
         }
+        self.last = next;
         self.by_slots.insert(slots, Class(next));
         self.new.push((slots, Class(next)));
         Ok(Class(next))
+    }
+
+    /// Takes over those that have their chains in the kernel already.
+    pub fn adopt(classes: Vec<(u32, Class)>) -> Self {
+        let last = classes.iter().map(|(_, class)| class.0).max().unwrap_or_default();
+        Self { by_slots: classes.into_iter().collect(), last, new: Vec::new() }
     }
 
     /// Those given since the last time, which need their chains.

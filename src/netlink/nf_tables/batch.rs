@@ -92,7 +92,7 @@ pub enum Object {
     /// A chain by name.
     Chain(Cow<'static, str>),
     /// The n-th rule of a chain, from 1.
-    Rule(Cow<'static, str>, usize),
+    Rule(String, usize),
     /// A set or map by name.
     Set(&'static str),
     /// Elements of a set or map by name.
@@ -132,7 +132,7 @@ pub struct Batch {
     labels: Vec<Label>,
     last: usize,
     /// The chain that the last rule was added to, and how many it had got.
-    rules: (Cow<'static, str>, usize),
+    rules: (String, usize),
 }
 
 impl Default for Batch {
@@ -146,7 +146,7 @@ impl Batch {
     pub fn new() -> Self {
         let mut bytes = Vec::new();
         put_batch_message(&mut bytes, BATCH_BEGIN, 0);
-        Self { bytes, labels: Vec::new(), last: 0, rules: (Cow::Borrowed(""), 0) }
+        Self { bytes, labels: Vec::new(), last: 0, rules: (String::new(), 0) }
     }
 
     /// Whether nothing was added yet.
@@ -209,15 +209,15 @@ impl Batch {
     }
 
     /// Appends a rule to a chain. The rules of one chain are added in one go, else errors misnumber them.
-    pub fn add_rule(&mut self, table: Table, chain: &Cow<'static, str>, expressions: &[Expression]) {
+    pub fn add_rule(&mut self, table: Table, chain: &str, expressions: &[Expression]) {
         const TABLE: u16 = 1;
         const CHAIN: u16 = 2;
         const EXPRESSIONS: u16 = 4;
-        if self.rules.0 != *chain {
-            self.rules = (chain.clone(), 0);
+        if self.rules.0 != chain {
+            self.rules = (chain.to_owned(), 0);
         }
         self.rules.1 += 1;
-        let object = Object::Rule(chain.clone(), self.rules.1);
+        let object = Object::Rule(chain.to_owned(), self.rules.1);
         let inline: Vec<u32> =
             expressions.iter().map(|expression| self.add_inline_set(table, &object, expression)).collect();
         let start = self.open(NEW_RULE, CREATE | APPEND, table, Action::Add, object);

@@ -258,10 +258,10 @@ mod tests {
     fn errors_name_what_failed() {
         in_new_namespace(|| {
             let mut batch = table_with_a_chain();
-            let name = "frontend".into();
-            batch.add_rule(TABLE, &name, &[Expression::Verdict(Verdict::Drop)]);
-            batch.add_rule(TABLE, &name, &[Expression::Contained(Register(0), "absent")]);
-            batch.add_rule(TABLE, &name, &[Expression::Verdict(Verdict::Jump("nowhere".into()))]);
+            let name = "frontend";
+            batch.add_rule(TABLE, name, &[Expression::Verdict(Verdict::Drop)]);
+            batch.add_rule(TABLE, name, &[Expression::Contained(Register(0), "absent")]);
+            batch.add_rule(TABLE, name, &[Expression::Verdict(Verdict::Jump("nowhere".into()))]);
             let error = Connection::open().unwrap().commit(&batch).unwrap_err();
             assert_eq!(
                 error.to_string(),

@@ -52,10 +52,11 @@ pub(crate) const EXTERNAL_LOCAL: Treatment = Treatment::External { policy: Traff
 fn slots(elements: &[Element]) -> Vec<(u32, String)> {
     elements
         .iter()
-        .filter_map(|element| match element {
-            Element::Endpoint { slot, to, .. } => Some((*slot, to.to_string())),
-            _ => None,
-        })
+        .filter_map(
+            |element| {
+                if let Element::Endpoint { slot, to, .. } = element { Some((*slot, to.to_string())) } else { None }
+            },
+        )
         .collect()
 }
 
@@ -120,14 +121,14 @@ fn source_ranges_do_not_overlap_and_are_of_the_family() {
 #[test]
 fn without_prefixes_of_pods_nobody_is_masqueraded() {
     let mut node = NodeForwarding::default();
-    assert_eq!(node_elements(&node, Family::V4), [Element::Unmasqueraded(everything(Family::V4))]);
+    assert_eq!(node_elements(&node, Family::V4), [Element::Unmasqueraded(Range::all_of(Family::V4))]);
     node.masquerade_all = true;
     assert_eq!(node_elements(&node, Family::V4), []);
     node.masquerade_all = false;
     node.pod_cidrs = vec!["10.0.0.0/8".parse().unwrap()];
     let range = Range::from(node.pod_cidrs[0]);
     assert_eq!(node_elements(&node, Family::V4), [Element::PodCidr(range), Element::Unmasqueraded(range)]);
-    assert_eq!(node_elements(&node, Family::V6), [Element::Unmasqueraded(everything(Family::V6))]);
+    assert_eq!(node_elements(&node, Family::V6), [Element::Unmasqueraded(Range::all_of(Family::V6))]);
 }
 
 #[test]

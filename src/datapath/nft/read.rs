@@ -1,0 +1,30 @@
+//! Reads back what a former process left in the kernel.
+
+use super::decode;
+use super::layout::{SLOT_CHAINS, sets, table};
+use super::write::layout_comment;
+use crate::datapath::plan::Found;
+use crate::model::Family;
+use crate::netlink::nf_tables::{Connection, ConnectionError};
+
+/// Our table of a family, if it is there, has the layout that we would make, and holds nothing that we do not
+/// understand.
+///
+/// # Errors
+///
+/// When the kernel does not answer.
+pub fn found(connection: &mut Connection, family: Family) -> Result<Option<Found>, ConnectionError> {
+    let Some(dumped) = connection.table(table(family))? else { return Ok(None) };
+    if dumped.comment != Some(layout_comment(family)) {
+        return Ok(None);
+    }
+    let dumped = connection.elements(table(family), SLOT_CHAINS)?;
+    let Some(classes) = decode::classes(&dumped) else { return Ok(None) };
+    let mut elements = Vec::new();
+    for set in sets(family).iter().filter(|set| set.name != SLOT_CHAINS) {
+        let dumped = connection.elements(table(family), set.name)?;
+        let Some(read) = decode::elements(set.name, family, &dumped) else { return Ok(None) };
+        elements.extend(read);
+    }
+    Ok(Some(Found { family, classes, elements }))
+}

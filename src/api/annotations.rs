@@ -11,6 +11,10 @@ pub const ALLOW_SHARED_IP: &str = "steelyard.dev/allow-shared-ip";
 /// Written by the controller: the pool that the addresses came from.
 pub const ALLOCATED_FROM_POOL: &str = "steelyard.dev/allocated-from-pool";
 
+/// Written by the controller where a write must be seen though nothing else changes: the resource version that it was
+/// decided on.
+pub const DECIDED_ON: &str = "steelyard.dev/decided-on";
+
 /// MetalLB's prefixes, current and old.
 const METALLB_PREFIXES: [&str; 2] = ["metallb.io", "metallb.universe.tf"];
 

@@ -18,7 +18,7 @@ use super::index::{Index, PoolObject, ServiceObject};
 use super::metrics::Metrics;
 use super::plan::{Plan, PoolWrite, Report, ServiceWrite, Step, Subject, Task};
 use crate::api::address_claim::{AddressClaim, AddressClaimSpec};
-use crate::api::annotations::ALLOCATED_FROM_POOL;
+use crate::api::annotations::{ALLOCATED_FROM_POOL, DECIDED_ON};
 use crate::api::claim_name::claim_name;
 use crate::api::schema::Address;
 use crate::api::{CONTROLLER_NAME, IPAddressPool};
@@ -173,7 +173,7 @@ impl Sender {
             }
             let error = match tokio::time::timeout(remaining, self.step(step)).await {
                 Ok(Ok(answer)) => {
-                    self.metrics.writes.inc();
+                    self.metrics.writes.inc_by(u64::from(step.is_write()));
                     answers.extend(answer);
                     continue;
                 }
@@ -181,24 +181,22 @@ impl Sender {
                 // Whether the write was taken is not known: the watch, or the next leader, will see.
                 Err(_elapsed) => return (task.subject, answers, End::NotLeading),
             };
-            let end = match &error {
-                kube::Error::Api(status) => match status.code {
-                    404 | 409 => {
-                        self.metrics.failed("Stale");
-                        tracing::debug!(subject = %task.subject, %error, "acted on old state, looking again");
-                        match self.newest(step).await {
-                            Ok(answer) => {
-                                answers.extend(answer);
-                                End::Stale
-                            }
-                            Err(error) => End::Unreachable(Box::new(error)),
+            // Without a status it is a failure of the connection.
+            let code = if let kube::Error::Api(status) = &error { status.code } else { 503 };
+            let end = match code {
+                404 | 409 => {
+                    self.metrics.failed("Stale");
+                    tracing::debug!(subject = %task.subject, %error, "acted on old state, looking again");
+                    match self.newest(step).await {
+                        Ok(answer) => {
+                            answers.extend(answer);
+                            End::Stale
                         }
+                        Err(error) => End::Unreachable(Box::new(error)),
                     }
-                    429 | 500..=599 => End::Unreachable(Box::new(error)),
-                    _ => End::Refused(Box::new(error)),
-                },
-                #[expect(clippy::wildcard_enum_match_arm, reason = "all others are failures of the connection")]
-                _ => End::Unreachable(Box::new(error)),
+                }
+                429 | 500..=599 => End::Unreachable(Box::new(error)),
+                _ => End::Refused(Box::new(error)),
             };
             match &end {
                 End::Refused(_) => self.metrics.failed("Refused"),
@@ -231,6 +229,18 @@ impl Sender {
                 tracing::info!(claim = %name, "claim has rested and is free");
                 Ok(Some(Answer::NoClaim(name.clone())))
             }
+            Step::ConfirmGone(key) => match self.services(key).get_opt(&key.name).await? {
+                None => Ok(Some(Answer::NoService(key.clone()))),
+                Some(_) => Err(stale("the Service exists")),
+            },
+            Step::ConfirmNotHeld { claim, service } => {
+                let found = self.claims().get_opt(claim.as_str()).await?;
+                match found.and_then(|object| Claim::read(&object).ok()) {
+                    None => Ok(Some(Answer::NoClaim(claim.clone()))),
+                    Some(found) if found.is_held_by(service) => Err(stale("the Service holds the address")),
+                    Some(found) => Ok(Some(Answer::Claim(found))),
+                }
+            }
             Step::WriteService(write) => self.write_service(write).await.map(Some),
             Step::WritePool(write) => self.write_pool(write).await.map(Some),
             Step::Report(_) => Ok(None),
@@ -244,7 +254,7 @@ impl Sender {
         let patch = json!({
             "metadata": {
                 "resourceVersion": write.resource_version,
-                "annotations": {ALLOCATED_FROM_POOL: write.pools},
+                "annotations": {ALLOCATED_FROM_POOL: write.pools, DECIDED_ON: write.decided_on},
                 "finalizers": write.finalizers,
             },
             "status": {
@@ -276,14 +286,17 @@ impl Sender {
             let claim = found.and_then(|object| Claim::read(&object).ok());
             Ok::<_, kube::Error>(Some(claim.map_or(Answer::NoClaim(name), Answer::Claim)))
         };
+        let service = async |key: &ServiceKey| {
+            let found = self.services(key).get_opt(&key.name).await?;
+            let gone = || Answer::NoService(key.clone());
+            Ok::<_, kube::Error>(Some(found.map_or_else(gone, |object| read_service(&object, key))))
+        };
         match step {
             Step::CreateClaim { address, .. } => claim(claim_name(*address)).await,
             Step::WriteClaim { name, .. } | Step::DeleteClaim { name, .. } => claim(name.clone()).await,
-            Step::WriteService(write) => {
-                let found = self.services(&write.key).get_opt(&write.key.name).await?;
-                let gone = || Answer::NoService(write.key.clone());
-                Ok(Some(found.map_or_else(gone, |object| read_service(&object, &write.key))))
-            }
+            Step::WriteService(write) => service(&write.key).await,
+            Step::ConfirmGone(key) => service(key).await,
+            Step::ConfirmNotHeld { claim: name, .. } => claim(name.clone()).await,
             Step::WritePool(write) => {
                 let found = self.pools().get_opt(write.name.as_str()).await?;
                 let gone = || Answer::NoPool(write.name.clone());
@@ -347,6 +360,8 @@ fn claim(address: IpAddr, tenure: &Tenure, resource_version: Option<&String>) ->
         metadata: ObjectMeta {
             name: Some(claim_name(address).to_string()),
             resource_version: resource_version.cloned(),
+            // So that the API server takes a write that changes nothing else for a change (see `plan`).
+            annotations: resource_version.map(|version| [(DECIDED_ON.to_owned(), version.clone())].into()),
             ..ObjectMeta::default()
         },
         spec: AddressClaimSpec {
@@ -359,6 +374,12 @@ fn claim(address: IpAddr, tenure: &Tenure, resource_version: Option<&String>) ->
         },
         status: None,
     }
+}
+
+/// What the API server would say if it knew what we wanted to be sure of.
+fn stale(message: &str) -> kube::Error {
+    let status = kube::core::Status { code: 409, message: message.to_owned(), ..kube::core::Status::default() };
+    kube::Error::Api(Box::new(status))
 }
 
 fn read_service(object: &core::Service, key: &ServiceKey) -> Answer {

@@ -56,7 +56,8 @@ pub struct DesiredService {
     pub conditions: Vec<DesiredCondition>,
     /// Whether the finalizer should be there; no opinion while nothing is assigned.
     pub has_finalizer: Option<bool>,
-    /// The claims that must be ours before the Service may show an address.
+    /// The claims to write before the Service may show an address: those that are not the Service's yet, and those whose
+    /// address it does not show yet (see [`super::plan`]).
     pub acquires: BTreeMap<ClaimName, (IpAddr, Tenure)>,
     /// The claims that are given up once the Service shows it.
     pub releases: Vec<ClaimName>,
@@ -207,6 +208,7 @@ fn returning(taken: &BTreeMap<IpAddr, Taken>) -> BTreeMap<ServiceKey, Vec<IpAddr
 fn standing(object: &ServiceObject, claims: &[&Claim], pools: &Pools, settings: &Settings) -> Standing {
     let service = &object.service;
     let has_mark = service.annotations.allocated_from_pool.is_some()
+        || object.decided_on.is_some()
         || object.conditions.iter().any(|condition| condition.type_ == conditions::ADDRESS_ASSIGNED);
     let was_ours = !claims.is_empty() || has_mark;
     let is_balanced = service.service_type == ServiceType::LoadBalancer && !service.is_deleting;
@@ -269,7 +271,8 @@ fn served(
         holders.push(Holder { service: service.key.clone(), uid: service.uid.clone() });
         holders.sort();
         let tenure = Tenure { pool, holders, released_at: None, last_holder: None, lingers_until: None };
-        if present.is_none_or(|claim| claim.tenure != tenure) {
+        let is_shown = service.virtual_addresses().any(|shown| shown == grant.address);
+        if !is_shown || present.is_none_or(|claim| claim.tenure != tenure) {
             acquires.insert(name, (grant.address, tenure));
         }
     }

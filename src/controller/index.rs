@@ -22,6 +22,8 @@ pub struct ServiceObject {
     pub conditions: Vec<Condition>,
     /// Whether an entry of `status.loadBalancer.ingress` has a host name, as only other load balancers write.
     pub has_hostname: bool,
+    /// The annotation `decided-on`, which stands only between two of our writes.
+    pub decided_on: Option<String>,
 }
 
 /// A pool as it stands in the API.
@@ -181,6 +183,6 @@ pub(in crate::controller) mod testing {
         let object: core::Service = serde_saphyr::from_str(&text).unwrap();
         let mut service = Service::try_from(&object).unwrap();
         service.created = Some(Timestamp::from_second(age).unwrap());
-        ServiceObject { service, conditions: Vec::new(), has_hostname: false }
+        ServiceObject { service, conditions: Vec::new(), has_hostname: false, decided_on: None }
     }
 }

@@ -1,4 +1,23 @@
 //! What to change, in which order: claims before the status that shows them, the status before claims are given up.
+//!
+//! # Two leaders
+//!
+//! A leader that was stopped between two writes may wake up when another leads. Versions alone do not keep the two apart:
+//! one could show an address while the other, whose view of the Service is older, gives up its claim. So these rules hold,
+//! and each leader's decisions come before all writes of the task that they lead to:
+//!
+//! 1. Before a Service shows an address that it did not show, the address's claim is *written*, even if it says the right
+//!    thing already.
+//! 2. Before the claim of a Service is given up, the Service is *written*, even if nothing changes; or, if it is not there,
+//!    asked for and not found.
+//! 3. Before a Service ceases to show an address that, as far as we have seen, it does not hold, the claim is asked for: we
+//!    may not have seen it yet.
+//!
+//! Of the first two:
+//! Let A show an address (claim written at T, status at S) and B give it up (Service written at B, claim at L). B's write of
+//! the claim counts only if B had seen T. If S comes before B's write of the Service, that write fails, or B had seen S and
+//! does not give up. If S comes after, A's write fails, or A had seen B's, and then A decided after B wrote, B before: but B
+//! had seen T, which A wrote after it decided. So one of the two fails in any order.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,6 +29,7 @@ use super::desired::{Desired, DesiredClaim, DesiredCondition, DesiredPool, Desir
 use super::index::{Index, PoolObject, ServiceObject};
 use crate::api::SERVICE_FINALIZER;
 use crate::api::address_pool::{IPAddressPoolSpec, IPAddressPoolStatus};
+use crate::api::claim_name::claim_name;
 use crate::api::conditions::{ADDRESS_ASSIGNED, ANNOUNCED, READY, assigned};
 use crate::model::claim::{Claim, Tenure};
 use crate::names::{ClaimName, PoolName, ServiceKey};
@@ -62,6 +82,15 @@ pub enum Step {
         /// The version that this was decided on.
         resource_version: String,
     },
+    /// Makes sure that a Service does not exist.
+    ConfirmGone(ServiceKey),
+    /// Makes sure that a Service does not hold an address.
+    ConfirmNotHeld {
+        /// The address's claim.
+        claim: ClaimName,
+        /// The Service.
+        service: ServiceKey,
+    },
     /// Writes status, annotation and finalizer of a Service, at once.
     WriteService(Box<ServiceWrite>),
     /// Writes a pool's status.
@@ -85,6 +114,8 @@ pub struct ServiceWrite {
     pub finalizers: Vec<String>,
     /// `status.conditions`, everybody's.
     pub conditions: Vec<Condition>,
+    /// The annotation `decided-on`: there only where the write must be seen though nothing else changes.
+    pub decided_on: Option<String>,
 }
 
 /// What is written to a pool.
@@ -103,12 +134,26 @@ pub struct PoolWrite {
 }
 
 impl Step {
+    /// Whether it changes something, rather than asking or reporting.
+    pub fn is_write(&self) -> bool {
+        match self {
+            Self::CreateClaim { .. }
+            | Self::WriteClaim { .. }
+            | Self::DeleteClaim { .. }
+            | Self::WriteService(_)
+            | Self::WritePool(_) => true,
+            Self::ConfirmGone(_) | Self::ConfirmNotHeld { .. } | Self::Report(_) => false,
+        }
+    }
+
     fn can_wait(&self) -> bool {
         match self {
             Self::WritePool(write) => write.is_counts_only,
             Self::CreateClaim { .. }
             | Self::WriteClaim { .. }
             | Self::DeleteClaim { .. }
+            | Self::ConfirmGone(_)
+            | Self::ConfirmNotHeld { .. }
             | Self::WriteService(_)
             | Self::Report(_) => false,
         }
@@ -145,13 +190,15 @@ pub fn plan(index: &Index, desired: &Desired, now: Timestamp) -> Plan {
     }
     for (name, fate) in &desired.claims {
         if let Some(claim) = index.claims.get(name) {
-            let step = match fate {
+            let holders = claim.tenure.holders.iter();
+            let mut steps: Vec<Step> = holders.map(|holder| Step::ConfirmGone(holder.service.clone())).collect();
+            steps.push(match fate {
                 DesiredClaim::Release => write_claim(claim, released(claim, None, now)),
                 DesiredClaim::Delete => {
                     Step::DeleteClaim { name: claim.name.clone(), resource_version: claim.resource_version.clone() }
                 }
-            };
-            tasks.push(Task { subject: Subject::Claim(name.clone()), steps: vec![step] });
+            });
+            tasks.push(Task { subject: Subject::Claim(name.clone()), steps });
         }
     }
     for (name, wanted) in &desired.pools {
@@ -168,7 +215,17 @@ pub fn plan(index: &Index, desired: &Desired, now: Timestamp) -> Plan {
 }
 
 fn service(index: &Index, object: &ServiceObject, wanted: &DesiredService, now: Timestamp) -> Vec<Step> {
+    let key = &object.service.key;
     let mut steps = Vec::new();
+    for address in object.service.virtual_addresses().filter(|shown| !wanted.addresses.contains(shown)) {
+        let claim = claim_name(address);
+        if !index.claims.get(&claim).is_some_and(|claim| claim.is_held_by(key)) {
+            steps.push(Step::ConfirmNotHeld { claim, service: key.clone() });
+        }
+    }
+    if wanted.is_read_only {
+        steps.clear();
+    }
     for (name, (address, tenure)) in &wanted.acquires {
         steps.push(match index.claims.get(name) {
             Some(claim) => write_claim(claim, tenure.clone()),
@@ -180,7 +237,7 @@ fn service(index: &Index, object: &ServiceObject, wanted: &DesiredService, now: 
     }
     for name in &wanted.releases {
         if let Some(claim) = index.claims.get(name) {
-            steps.push(write_claim(claim, released(claim, Some(&object.service.key), now)));
+            steps.push(write_claim(claim, released(claim, Some(key), now)));
         }
     }
     if !steps.is_empty() && !wanted.is_read_only {
@@ -211,7 +268,7 @@ fn released(claim: &Claim, service: Option<&ServiceKey>, now: Timestamp) -> Tenu
     }
 }
 
-/// The write that brings a Service to what is wanted, if it is not there.
+/// The write that brings a Service to what is wanted, if it is not there, or that must come before its claims go.
 fn service_write(object: &ServiceObject, wanted: &DesiredService, now: Timestamp) -> Option<ServiceWrite> {
     let service = &object.service;
     let mut finalizers = service.finalizers.clone();
@@ -226,10 +283,11 @@ fn service_write(object: &ServiceObject, wanted: &DesiredService, now: Timestamp
     let conditions = merge(&object.conditions, &[ADDRESS_ASSIGNED, ANNOUNCED], &wanted.conditions, generation, now);
     let shown: Vec<IpAddr> = service.virtual_addresses().collect();
     let is_shown = shown == wanted.addresses && shown.len() == service.ingress.len() && !object.has_hostname;
-    let is_there = is_shown
+    let is_same_but_mark = is_shown
         && service.annotations.allocated_from_pool == wanted.pools
         && finalizers == service.finalizers
         && conditions == object.conditions;
+    let is_there = is_same_but_mark && object.decided_on.is_none() && wanted.releases.is_empty();
     (!is_there).then(|| ServiceWrite {
         key: service.key.clone(),
         resource_version: service.resource_version.clone(),
@@ -237,6 +295,8 @@ fn service_write(object: &ServiceObject, wanted: &DesiredService, now: Timestamp
         pools: wanted.pools.clone(),
         finalizers,
         conditions,
+        // A version that is never the same twice, or the API server would take the write for none.
+        decided_on: (!wanted.releases.is_empty() && is_same_but_mark).then(|| service.resource_version.clone()),
     })
 }
 

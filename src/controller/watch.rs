@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::index::{Index, NamespaceObject, NodeObject, PoolObject, ServiceObject};
 use super::seen::{Gone, Seen, Versioned};
+use crate::api::annotations::DECIDED_ON;
 use crate::api::{AddressClaim, IPAddressPool, NodeAnnouncement};
 use crate::model::address::parse_address;
 use crate::model::claim::{Claim, ClaimError};
@@ -101,6 +102,7 @@ impl Observed for ServiceObject {
         Ok(Self {
             service: Service::try_from(object)?,
             conditions: status.and_then(|status| status.conditions.clone()).unwrap_or_default(),
+            decided_on: object.metadata.annotations.as_ref().and_then(|all| all.get(DECIDED_ON).cloned()),
             has_hostname: ingress.iter().any(|ingress| ingress.hostname.is_some()),
         })
     }

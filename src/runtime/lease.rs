@@ -77,11 +77,8 @@ impl LeaseStore for Api<LeaseObject> {
 }
 
 fn api_error(error: kube::Error) -> LeaseError {
-    match error {
-        kube::Error::Api(status) if status.code == 409 => LeaseError::Conflict,
-        #[expect(clippy::wildcard_enum_match_arm, reason = "all other errors are told alike")]
-        other => LeaseError::Api(Box::new(other)),
-    }
+    let is_conflict = matches!(&error, kube::Error::Api(status) if status.code == 409);
+    if is_conflict { LeaseError::Conflict } else { LeaseError::Api(Box::new(error)) }
 }
 
 /// Says whether this process leads. Cheap to clone.

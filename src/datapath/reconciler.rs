@@ -168,7 +168,7 @@ impl Component for Datapath {
         let report =
             tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
         self.programmed.send_if_modified(|known| {
-            let now = Programmed::These(self.programmer.programmed_addresses().clone());
+            let now = Programmed::These(self.programmer.programmed_addresses().collect());
             let is_new = **known != now;
             *known = Arc::new(now);
             is_new

@@ -10,7 +10,7 @@ pub mod l2_advertisement;
 pub mod node_announcement;
 pub mod schema;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON};
 use kube::CustomResourceExt;
 
 pub use address_claim::AddressClaim;
@@ -29,5 +29,21 @@ pub const CONTROLLER_NAME: &str = "steelyard-controller";
 
 /// The definitions of all kinds, in the order of their names.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![AddressClaim::crd(), IPAddressPool::crd(), L2Advertisement::crd(), NodeAnnouncement::crd()]
+    vec![
+        AddressClaim::crd(),
+        IPAddressPool::crd(),
+        with_default_spec(L2Advertisement::crd()),
+        NodeAnnouncement::crd(),
+    ]
+}
+
+/// Lets users leave out a spec of which everything is optional: the API server fills in an empty one.
+fn with_default_spec(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    let schemas = definition.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut());
+    for schema in schemas.filter_map(|schema| schema.open_api_v3_schema.as_mut()) {
+        if let Some(spec) = schema.properties.as_mut().and_then(|properties| properties.get_mut("spec")) {
+            spec.default = Some(JSON(serde_json::json!({})));
+        }
+    }
+    definition
 }

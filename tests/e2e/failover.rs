@@ -23,8 +23,8 @@ fn take_over(failure: Failure, name: &'static str) {
     }
     let old = announcer(lab, addresses[0], None);
     let healed = Healed { lab, node: &old };
-    lab.fail(&old, failure).unwrap();
     let start = Instant::now();
+    lab.fail(&old, failure).unwrap();
     for address in addresses {
         let gap = gap(&client, address, start);
         println!("{failure:?} of {old}: {address} answered again after {} ms", gap.as_millis());

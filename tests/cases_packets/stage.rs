@@ -32,9 +32,17 @@ use crate::wire::{self, Seen};
 
 const OUT_NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PODS_NODE: [u8; 6] = [2, 0, 0, 0, 1, 1];
-/// Passes through the node after all others: what was to come has come when they are back.
-const LAST: [(&str, &str); 2] = [("198.18.0.1", "198.18.0.2"), ("2001:2::1", "2001:2::2")];
-const LAST_PORT: u16 = 9;
+/// Packets that pass through the node to each of its links: the first to come back shows that it is ready, and when
+/// they are back that were sent after all others, what was to come has come.
+const PASSING: [(&str, &str); 4] = [
+    ("198.18.0.1", "198.18.0.2"),
+    ("198.18.0.1", "198.18.3.1"),
+    ("2001:2::1", "2001:2::2"),
+    ("2001:2::1", "2001:2:3::1"),
+];
+/// Of these the ones behind the link of the pods.
+const PASSING_TO_PODS: [&str; 2] = ["198.18.3.0/24", "2001:2:3::/64"];
+const PASSING_PORT: u16 = 9;
 /// A table of the runner's own.
 const WATCH: &str = "steelyard_cases";
 /// What is missing when the last packets are back gets this much longer.
@@ -88,7 +96,40 @@ impl Stage {
             || -> io::Result<(Link, Link)> { Ok((Link::open("outside", OUT_NODE)?, Link::open("pods", PODS_NODE)?)) };
         let (outside, pods) = beyond.run(sockets).map_err(|error| format!("failed to open links: {error}"))?;
         let own = node.run(Own::open).map_err(|error| format!("failed to open raw sockets: {error}"))?;
-        Ok(Self { node, _world: beyond, outside, pods, own, local, pod_prefixes })
+        let stage = Self { node, _world: beyond, outside, pods, own, local, pod_prefixes };
+        stage.wait_until_ready()?;
+        Ok(stage)
+    }
+
+    /// A link that has just come up loses packets for some milliseconds.
+    fn wait_until_ready(&self) -> Result<(), String> {
+        let limit = Instant::now() + LIMIT;
+        let mut watch = Watch::default();
+        while Instant::now() < limit {
+            let tags = self.send_passing(&mut watch)?;
+            nap()?;
+            self.receive(&mut watch)?;
+            if tags.iter().all(|tag| !watch.missing.contains(tag)) {
+                return Ok(());
+            }
+        }
+        Err("the node's links pass no packets".to_owned())
+    }
+
+    fn send_passing(&self, watch: &mut Watch) -> Result<Vec<u32>, String> {
+        let mut tags = Vec::new();
+        for (source, destination) in PASSING {
+            let packet = Packet {
+                source: source.parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                port: PASSING_PORT.try_into().unwrap(),
+                protocol: Protocol::Udp,
+            };
+            let tag = watch.next_tag(true);
+            self.send_one(&packet, PASSING_PORT, tag)?;
+            tags.push(tag);
+        }
+        Ok(tags)
     }
 
     /// Runs something on the node.
@@ -185,18 +226,7 @@ impl Stage {
 
     /// Sends the last packets and waits for them and all others.
     fn wait(&self, watch: &mut Watch) -> Result<(), String> {
-        let mut last = Vec::new();
-        for (source, destination) in LAST {
-            let packet = Packet {
-                source: source.parse().unwrap(),
-                destination: destination.parse().unwrap(),
-                port: LAST_PORT.try_into().unwrap(),
-                protocol: Protocol::Udp,
-            };
-            let tag = watch.next_tag(true);
-            self.send_one(&packet, LAST_PORT, tag)?;
-            last.push(tag);
-        }
+        let last = self.send_passing(watch)?;
         let limit = Instant::now() + LIMIT;
         let mut until = limit;
         loop {
@@ -212,10 +242,14 @@ impl Stage {
                 let lost = "the packets that should have passed last did not come back";
                 return if is_last_back { Ok(()) } else { Err(lost.to_owned()) };
             }
-            // The sockets are many; a short nap is simpler than to watch each.
-            poll(&mut [], PollTimeout::from(2u8)).map_err(|error| error.to_string())?;
+            nap()?;
         }
     }
+}
+
+/// The sockets are many; a short nap is simpler than to watch each.
+fn nap() -> Result<(), String> {
+    poll(&mut [], PollTimeout::from(2u8)).map(drop).map_err(|error| error.to_string())
 }
 
 /// What was sent and what was seen of it.
@@ -283,7 +317,8 @@ fn commands(world: &str, local: &BTreeSet<IpAddr>, pod_prefixes: &BTreeSet<IpNet
     line("addr add 2001:2:2::1/128 dev pods0 nodad".to_owned());
     line("route add default via 198.18.1.254 dev out0 onlink".to_owned());
     line("route add ::/0 via 2001:2:1::fe dev out0 onlink".to_owned());
-    for prefix in pod_prefixes {
+    let passing: Vec<IpNet> = PASSING_TO_PODS.iter().map(|text| text.parse().unwrap()).collect();
+    for prefix in pod_prefixes.iter().chain(&passing) {
         line(match Family::of(prefix.addr()) {
             Family::V4 => format!("route replace {prefix} via 198.18.2.254 dev pods0 onlink"),
             Family::V6 => format!("route replace {prefix} via 2001:2:2::fe dev pods0 onlink"),

@@ -29,12 +29,7 @@ pub const CONTROLLER_NAME: &str = "steelyard-controller";
 
 /// The definitions of all kinds, in the order of their names.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![
-        AddressClaim::crd(),
-        IPAddressPool::crd(),
-        with_default_spec(L2Advertisement::crd()),
-        NodeAnnouncement::crd(),
-    ]
+    vec![AddressClaim::crd(), IPAddressPool::crd(), with_default_spec(L2Advertisement::crd()), NodeAnnouncement::crd()]
 }
 
 /// Lets users leave out a spec of which everything is optional: the API server fills in an empty one.

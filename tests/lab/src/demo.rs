@@ -187,7 +187,7 @@ impl Demo<'_> {
 
     fn power_off(&self, story: &mut Story, address: IpAddr) -> Result<()> {
         let old = wait("some node to say that it announces the address", Duration::from_secs(15), || {
-            self.announcer(address)
+            self.announcer(address, None)
         })?;
         story.step(&format!("{old} announces {address}. Powering it off while the client dials every 10 ms"))?;
         let client = self.lab.at(&Place::Client)?;
@@ -202,7 +202,10 @@ impl Demo<'_> {
         let new = wait("another node to say that it announces the address", Duration::from_secs(15), || {
             self.announcer(address, Some(&old))
         })?;
-        story.say(&format!("  {address} answered again {} ms after the power-off began, announced by {new}", gap.as_millis()))?;
+        story.say(&format!(
+            "  {address} answered again {} ms after the power-off began, announced by {new}",
+            gap.as_millis()
+        ))?;
         story.done()
     }
 }

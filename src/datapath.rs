@@ -1,6 +1,7 @@
 //! Forwards ClusterIP, NodePort and load-balancer traffic to endpoints.
 
 pub mod apply;
+pub mod conntrack;
 pub mod desired;
 pub mod endpoints;
 pub mod entry;

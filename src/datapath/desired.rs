@@ -8,13 +8,14 @@ mod owners;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use self::entries::{Wish, wishes_of};
+use self::entries::{frontends_of, ports_of};
 use self::node::ClusterIps;
 use self::owners::{Age, Claim, Owners};
 use super::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use super::index::{Changes, Index};
 use super::settings::Settings;
 use crate::model::node::Node;
+use crate::model::service::Service;
 use crate::model::{Family, Protocol};
 use crate::names::{PortName, ServiceKey, ServicePortKey};
 
@@ -66,6 +67,11 @@ impl Desired {
         &self.node
     }
 
+    /// Which Service port has a frontend.
+    pub fn owner(&self, frontend: &FrontendKey) -> Option<&EntryKey> {
+        self.owners.owner(frontend)
+    }
+
     /// Who goes without a frontend because another Service has it.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict> + '_ {
         self.owners.conflicts()
@@ -81,17 +87,16 @@ impl Desired {
         if changes.is_node_changed {
             update.is_node_changed = self.update_node(index, settings, node);
         }
-        let mut wishes = BTreeMap::new();
-        let mut contenders = BTreeSet::new();
+        // Who owns what is settled first, over all Services that changed; then each gets what it owns.
+        let mut concerned = changes.services.clone();
         for key in &changes.services {
-            let wish = self.update_service(index, node, key, &mut update, &mut contenders);
-            wishes.insert(key.clone(), wish);
+            let service = index.service(key).filter(|service| service.is_proxied);
+            concerned.extend(self.claim(key, service, &mut update));
         }
-        for key in contenders {
-            wishes.entry(key).or_insert_with_key(|key| wishes_in(index, node, key));
-        }
-        for (service, wish) in wishes {
-            self.settle(&service, wish, &mut update);
+        for key in &concerned {
+            let wishes =
+                index.service(key).map(|service| entries_of(service, index.slices_of(key), node)).unwrap_or_default();
+            self.settle(key, wishes, &mut update);
         }
         update
     }
@@ -110,37 +115,32 @@ impl Desired {
         is_changed
     }
 
-    /// Takes a Service's claims and cluster IPs, and adds to `contenders` whom that gives or takes a frontend.
-    fn update_service(
-        &mut self,
-        index: &Index,
-        node: &Node,
-        key: &ServiceKey,
-        update: &mut Update,
-        contenders: &mut BTreeSet<ServiceKey>,
-    ) -> BTreeMap<EntryKey, Wish> {
-        let wish = wishes_in(index, node, key);
-        let service = index.service(key).filter(|service| service.is_proxied);
+    /// Takes a Service's claims and cluster IPs, and names the others to whom that gives a frontend or takes one.
+    fn claim(&mut self, key: &ServiceKey, service: Option<&Service>, update: &mut Update) -> BTreeSet<ServiceKey> {
         let cluster_ips = service.map(|service| service.cluster_ips.as_slice()).unwrap_or_default();
         update.cluster_ips.extend(self.cluster_ips.replace(key, cluster_ips, &mut self.node.cluster_ips));
-        let age = Age::from(service.and_then(|service| service.created));
-        contenders.extend(self.owners.replace(key, claims_of(&wish, age)));
-        wish
+        let mut claims: BTreeMap<FrontendKey, Vec<Claim>> = BTreeMap::new();
+        if let Some(service) = service {
+            let age = Age::from(service.created);
+            for (entry, port) in ports_of(service) {
+                for (frontend, wanted) in frontends_of(service, port, entry.family) {
+                    let key = FrontendKey { family: entry.family, protocol: entry.port.protocol, frontend };
+                    claims.entry(key).or_default().push(Claim { standing: wanted.standing, age, entry: entry.clone() });
+                }
+            }
+        }
+        self.owners.replace(key, claims)
     }
 
     /// Makes a Service's entries those that it wishes, without the frontends that another owns.
-    fn settle(&mut self, service: &ServiceKey, wishes: BTreeMap<EntryKey, Wish>, update: &mut Update) {
-        let mut wanted = BTreeMap::new();
-        for (key, wish) in wishes {
-            let mut entry = wish.entry;
+    fn settle(&mut self, service: &ServiceKey, mut wanted: BTreeMap<EntryKey, ForwardingEntry>, update: &mut Update) {
+        wanted.retain(|key, entry| {
             entry.frontends.retain(|frontend, _| {
                 let frontend = FrontendKey { family: key.family, protocol: key.port.protocol, frontend: *frontend };
-                self.owners.owner(&frontend) == Some(&key)
+                self.owners.owner(&frontend) == Some(key)
             });
-            if !entry.frontends.is_empty() {
-                wanted.insert(key, entry);
-            }
-        }
+            !entry.frontends.is_empty()
+        });
         let first = EntryKey {
             port: ServicePortKey { service: service.clone(), port: PortName::new(""), protocol: Protocol::Tcp },
             family: Family::V4,
@@ -159,21 +159,6 @@ impl Desired {
             }
         }
     }
-}
-
-fn wishes_in(index: &Index, node: &Node, key: &ServiceKey) -> BTreeMap<EntryKey, Wish> {
-    index.service(key).map(|service| wishes_of(service, index.slices_of(key), node)).unwrap_or_default()
-}
-
-fn claims_of(wishes: &BTreeMap<EntryKey, Wish>, age: Age) -> BTreeMap<FrontendKey, Vec<Claim>> {
-    let mut claims: BTreeMap<FrontendKey, Vec<Claim>> = BTreeMap::new();
-    for (entry, wish) in wishes {
-        for (frontend, wanted) in &wish.frontends {
-            let key = FrontendKey { family: entry.family, protocol: entry.port.protocol, frontend: *frontend };
-            claims.entry(key).or_default().push(Claim { standing: wanted.standing, age, entry: entry.clone() });
-        }
-    }
-    claims
 }
 
 #[cfg(test)]

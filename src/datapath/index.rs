@@ -30,7 +30,8 @@ impl Changes {
 #[derive(Debug, Default)]
 pub struct Index {
     services: BTreeMap<ServiceKey, Service>,
-    slices: BTreeMap<ServiceKey, BTreeMap<SliceKey, EndpointSlice>>,
+    /// In the order of their names. Nearly always one or two, so no tree for each Service.
+    slices: BTreeMap<ServiceKey, Vec<EndpointSlice>>,
     service_of_slice: BTreeMap<SliceKey, ServiceKey>,
     node: Option<Node>,
     local_addresses: BTreeSet<IpAddr>,
@@ -51,7 +52,7 @@ impl Index {
 
     /// The slices of a Service in the order of their names.
     pub fn slices_of(&self, service: &ServiceKey) -> impl Iterator<Item = &EndpointSlice> + Clone + '_ {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flatten()
     }
 
     /// This node, once it has been seen.
@@ -111,19 +112,27 @@ impl Index {
         if self.service_of_slice.get(&slice.key).is_some_and(|service| *service != slice.service) {
             self.remove_slice(&slice.key);
         }
-        let known = self.slices.entry(slice.service.clone()).or_default();
-        if known.get(&slice.key) != Some(&slice) {
-            self.changes.services.insert(slice.service.clone());
-            self.service_of_slice.insert(slice.key.clone(), slice.service.clone());
-            known.insert(slice.key.clone(), slice);
+        let service = slice.service.clone();
+        let slices = self.slices.entry(service.clone()).or_default();
+        match slices.binary_search_by(|known| known.key.cmp(&slice.key)) {
+            Ok(at) => match slices.get_mut(at) {
+                Some(known) if *known != slice => *known = slice,
+                Some(_) | None => return,
+            },
+            Err(at) => {
+                self.service_of_slice.insert(slice.key.clone(), service.clone());
+                slices.reserve_exact(1);
+                slices.insert(at, slice);
+            }
         }
+        self.changes.services.insert(service);
     }
 
     /// Sees that a slice is gone, or no longer one that can be used.
     pub fn remove_slice(&mut self, key: &SliceKey) {
         let Some(service) = self.service_of_slice.remove(key) else { return };
         if let Some(slices) = self.slices.get_mut(&service) {
-            slices.remove(key);
+            slices.retain(|slice| slice.key != *key);
             if slices.is_empty() {
                 self.slices.remove(&service);
             }

@@ -10,6 +10,7 @@
     reason = "a test program of its own, not covered by the exceptions for test functions"
 )]
 
+mod conntrack;
 #[path = "../flows/flows.rs"]
 mod flows;
 mod selection;
@@ -41,6 +42,9 @@ fn run(file: &CaseFile, tally: &mut Tally) {
     for problem in &file.problems {
         tally.fail("file of cases", problem);
     }
+    for section in &file.foreign {
+        tally.skip(section, "counts the operations of kube-proxy's own rules");
+    }
     for case in &file.scenarios {
         for (suffix, case_in_family) in in_both_families(case) {
             let title = format!("{}{suffix}", title_of(case));
@@ -60,11 +64,15 @@ fn run(file: &CaseFile, tally: &mut Tally) {
         let reason = "needs the health check server, which is not built yet";
         tally.skip(format_args!("health check node port: {}", title_of(case)), reason);
     }
-    let entries = file.conntrack.as_ref().and_then(|table| table.get("entries")).and_then(Value::as_array);
-    for entry in entries.into_iter().flatten() {
-        let text = |field: &str| entry.get(field).map(|value| value.to_string().replace('"', "")).unwrap_or_default();
-        let name = format!("{} {} {}, {}", text("proto"), text("orig_dst"), text("orig_dport"), text("endpoint_state"));
-        tally.skip(format_args!("conntrack cleanup: {name}"), "removal of stale flows is not built yet");
+    if let Some(case) = &file.conntrack {
+        for (suffix, case_in_family) in in_both_families(case) {
+            match case_in_family.and_then(|case| conntrack::check(&case)) {
+                Ok(results) => results
+                    .into_iter()
+                    .for_each(|(name, result)| tally.record(format_args!("conntrack cleanup: {name}{suffix}"), result)),
+                Err(error) => tally.fail(format_args!("conntrack cleanup{suffix}"), error),
+            }
+        }
     }
 }
 

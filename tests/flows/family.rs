@@ -17,7 +17,7 @@ const EMBEDDED: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x64, 0, 0, 0, 0, 0);
 /// The first octet of the first block for IPv6 prefixes.
 const FIRST_BLOCK: u8 = 20;
 /// Fields that hold text for people, or names, which may look like addresses and are none.
-const NAMES: [&str; 6] = ["name", "test", "variant", "hostname", "labels", "service"];
+const NAMES: [&str; 5] = ["name", "test", "variant", "hostname", "service"];
 
 /// Maps a case. Fails where its IPv6 prefixes are nested deeper, or are more, than there are blocks for.
 pub fn mapped_to_other_family(case: &Value) -> Result<Value, String> {
@@ -44,15 +44,16 @@ impl Text {
     }
 }
 
+fn is_name(field: &str, value: &Value) -> bool {
+    field == "labels" || (value.is_string() && NAMES.contains(&field))
+}
+
 fn collect(value: &Value, found: &mut Vec<Text>) {
     match value {
         Value::String(text) => found.extend(Text::read(text)),
         Value::Array(items) => items.iter().for_each(|item| collect(item, found)),
         Value::Object(fields) => {
-            fields
-                .iter()
-                .filter(|(name, _)| !NAMES.contains(&name.as_str()))
-                .for_each(|(_, item)| collect(item, found));
+            fields.iter().filter(|(name, item)| !is_name(name, item)).for_each(|(_, item)| collect(item, found));
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
@@ -74,7 +75,7 @@ fn rewrite(value: &Value, blocks: &Blocks) -> Value {
         Value::Object(fields) => fields
             .iter()
             .map(|(name, item)| {
-                let item = if NAMES.contains(&name.as_str()) { item.clone() } else { rewrite(item, blocks) };
+                let item = if is_name(name, item) { item.clone() } else { rewrite(item, blocks) };
                 (name.clone(), item)
             })
             .collect(),

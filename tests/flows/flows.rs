@@ -37,6 +37,8 @@ pub struct CaseFile {
     pub health_checks: Vec<Value>,
     /// `conntrack_cleanup`.
     pub conntrack: Option<Value>,
+    /// Sections that say nothing about any proxy but kube-proxy.
+    pub foreign: Vec<String>,
     /// What stands in the file and cannot be read: each is a failure.
     pub problems: Vec<String>,
 }
@@ -58,12 +60,13 @@ impl CaseFile {
     pub fn built_in() -> Self {
         let mut all = Self::default();
         for text in BUILT_IN {
-            let Self { scenarios, selections, health_checks, conntrack, problems } =
+            let Self { scenarios, selections, health_checks, conntrack, foreign, problems } =
                 Self::parse(text).expect("built-in tables are JSON");
             all.scenarios.extend(scenarios);
             all.selections.extend(selections);
             all.health_checks.extend(health_checks);
             all.conntrack = all.conntrack.or(conntrack);
+            all.foreign.extend(foreign);
             all.problems.extend(problems);
         }
         all
@@ -86,6 +89,7 @@ impl CaseFile {
                 "endpoint_selection" => cases.selections = cases.list(&section, content),
                 "health_check_node_port" => cases.health_checks = cases.list(&section, content),
                 "conntrack_cleanup" => cases.conntrack = Some(without_remarks(content)).filter(|it| !it.is_null()),
+                "incremental_sync_operations" => cases.foreign.push(section),
                 other if REMARKS.contains(&other) => {}
                 other => cases.problems.push(format!("unknown section `{other}`")),
             }

@@ -252,6 +252,51 @@ pub struct SelectedForm {
     pub has_any_endpoint: bool,
 }
 
+/// `conntrack_cleanup`: one Service, and flows that the kernel remembers.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConntrackForm {
+    pub service: TrackedServiceForm,
+    pub endpoints: Option<Vec<TrackedEndpointForm>>,
+    /// Each is read by itself.
+    pub entries: Vec<Value>,
+    #[serde(default, rename = "other_facts")]
+    _other_facts: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackedServiceForm {
+    pub name: String,
+    pub cluster_ip: String,
+    #[serde(default)]
+    pub external_ips: Option<Vec<String>>,
+    #[serde(default)]
+    pub lb_ips: Option<Vec<String>>,
+    pub ports: Vec<PortForm>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackedEndpointForm {
+    pub ip: String,
+    pub serving: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackedFlowForm {
+    pub proto: String,
+    pub orig_dst: String,
+    pub orig_dport: u16,
+    pub reply_src: String,
+    pub expect: String,
+    #[serde(default, rename = "kind")]
+    _kind: Option<String>,
+    #[serde(default, rename = "endpoint_state")]
+    _endpoint_state: Option<String>,
+}
+
 /// Reads a case of a form.
 pub fn read<T: DeserializeOwned>(case: &Value) -> Result<T, String> {
     T::deserialize(case).map_err(|error| format!("cannot be read: {error}"))

@@ -38,11 +38,11 @@ impl Tally {
         (self.passed, self.failed, self.skipped)
     }
 
-    /// Prints the last line. A run in which nothing was tried has not passed.
+    /// Prints the last line. A file without any case has not passed.
     pub fn finish(self) -> ExitCode {
         let Self { passed, failed, skipped } = self;
         say(format_args!("{passed} passed, {failed} failed, {skipped} skipped"));
-        if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if failed == 0 && passed + skipped > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 

@@ -32,13 +32,6 @@ pub(super) struct Wanted {
     pub(super) standing: Standing,
 }
 
-/// The entry of one Service port in one family before other Services are looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wish {
-    pub(super) frontends: BTreeMap<Frontend, Wanted>,
-    pub(super) entry: ForwardingEntry,
-}
-
 /// What a Service wants, given its slices and this node. Empty for a Service that no proxy, or another one, serves.
 ///
 /// A family in which the Service has no cluster IP is left out whole, also its external IPs of that family. A port that
@@ -48,41 +41,35 @@ pub fn entries_of<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     node: &Node,
 ) -> BTreeMap<EntryKey, ForwardingEntry> {
-    wishes_of(service, slices, node).into_iter().map(|(key, wish)| (key, wish.entry)).collect()
+    let entry = |(key, port): (EntryKey, &ServicePort)| {
+        let family = key.family;
+        let slices = slices.clone().filter(move |slice| slice.family == family);
+        (key, entry_of(service, port, family, slices, node))
+    };
+    ports_of(service).into_iter().map(entry).collect()
 }
 
-pub(super) fn wishes_of<'a>(
-    service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
-    node: &Node,
-) -> BTreeMap<EntryKey, Wish> {
-    let mut wishes = BTreeMap::new();
-    if !service.is_proxied {
-        return wishes;
-    }
-    for family in Family::ALL {
-        if service.cluster_ip(family).is_none() {
-            continue;
-        }
-        let slices = slices.clone().filter(|slice| slice.family == family);
+/// The ports of a Service in each family in which it has a cluster IP.
+pub(super) fn ports_of(service: &Service) -> BTreeMap<EntryKey, &ServicePort> {
+    let mut ports = BTreeMap::new();
+    let has_family = |family: &Family| service.is_proxied && service.cluster_ip(*family).is_some();
+    for family in Family::ALL.into_iter().filter(has_family) {
         for port in &service.ports {
             let name =
                 ServicePortKey { service: service.key.clone(), port: port.name.clone(), protocol: port.protocol };
-            wishes
-                .entry(EntryKey { port: name, family })
-                .or_insert_with(|| wish_of(service, port, family, slices.clone(), node));
+            ports.entry(EntryKey { port: name, family }).or_insert(port);
         }
     }
-    wishes
+    ports
 }
 
-fn wish_of<'a>(
+fn entry_of<'a>(
     service: &Service,
     port: &ServicePort,
     family: Family,
     slices: impl Iterator<Item = &'a EndpointSlice>,
     node: &Node,
-) -> Wish {
+) -> ForwardingEntry {
     let frontends = frontends_of(service, port, family);
     let is_external = frontends.values().any(|wanted| match wanted.treatment {
         Treatment::External { .. } => true,
@@ -93,19 +80,18 @@ fn wish_of<'a>(
         Place { node: &node.name, zone: node.zone.as_ref() },
         Needs::of(service.internal_policy, service.external_policy, is_external),
     );
-    let entry = ForwardingEntry {
+    ForwardingEntry {
         frontends: frontends.iter().map(|(frontend, wanted)| (*frontend, wanted.treatment)).collect(),
         cluster: selection.cluster_target(),
         local: selection.local_target(),
         affinity: service.affinity,
         source_ranges: source_ranges_of(service, family, node),
         local_addresses: selection.addresses_here,
-    };
-    Wish { frontends, entry }
+    }
 }
 
 /// Where clients may dial a port. An address that stands in two lists is what the more trusted list says.
-fn frontends_of(service: &Service, port: &ServicePort, family: Family) -> BTreeMap<Frontend, Wanted> {
+pub(super) fn frontends_of(service: &Service, port: &ServicePort, family: Family) -> BTreeMap<Frontend, Wanted> {
     let mut frontends = BTreeMap::new();
     let mut want = |frontend, treatment, standing| {
         frontends.entry(frontend).or_insert(Wanted { treatment, standing });

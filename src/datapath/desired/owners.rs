@@ -109,6 +109,7 @@ impl Owners {
             self.contested.remove(&key);
         }
         if !claims.is_empty() {
+            claims.shrink_to_fit();
             self.claims.insert(key, claims);
         }
     }

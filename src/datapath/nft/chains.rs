@@ -1,6 +1,6 @@
 //! The chains and their rules, each as nft would print it and as it is built.
 //!
-//! Only the chains `slotsN` come and go. Names must not be words of nft's grammar, or its listing does not load again.
+//! All are always there, save that a chain `slotsN` comes with the first Service that has N endpoints. Names must not be words of nft's grammar, or its listing does not load again.
 
 mod filter;
 mod nat;

@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
-use crate::datapath::nft::elements::{Element, SharedKey, elements_of, node_elements, policies, policy_of};
+use crate::datapath::nft::compose::{elements_of, node_elements, policies, policy_of};
+use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::{Class, Classes, Exhausted, Ids};
 use crate::model::Family;
 use crate::model::service::TrafficPolicy;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::datapath::entry::{Frontend, NodePortAddresses, NodePorts, Treatment};
-use crate::datapath::nft::elements::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
+use crate::datapath::nft::compose::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
 use crate::netlink::nf_tables::test::{in_new_namespace, nft};

@@ -1,15 +1,16 @@
 //! The chains and their rules, each as nft would print it and as it is built.
 //!
-//! Only the chains `slotsN` come and go. Names must not be words of nft's grammar, or its listing does not load again.
+//! All are always there, save that a chain `slotsN` comes with the first Service that has N endpoints. Names must not be words of nft's grammar, or its listing does not load again.
+
+mod filter;
+mod nat;
 
 use std::borrow::Cow;
 
-use super::ids::{CLASS_MASK, Class, ID_MASK, KIND_MASK, Kind, MARKER};
+use super::ids::ID_MASK;
 use super::layout;
 use crate::model::{Family, Protocol};
-use crate::netlink::nf_tables::{
-    Chain, Compared, ConntrackKey, Expression, Fib, Header, Hook, MetaKey, Register, Verdict,
-};
+use crate::netlink::nf_tables::{Chain, Compared, ConntrackKey, Expression, Header, Hook, MetaKey, Register, Verdict};
 
 /// A chain with its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +142,7 @@ const fn destination_port(to: Register) -> Expression {
     Expression::Payload { header: Header::Transport, offset: 2, length: 2, to }
 }
 
+/// The rules of one family: what all need here, those of the filter chains and of the others each in a file.
 struct RulesOf {
     family: Family,
 }
@@ -162,301 +164,12 @@ impl RulesOf {
         }
     }
 
-    /// Filter: the first packet of a connection, before it is translated.
-    fn new_connections() -> Rules {
-        // ct state new jump classify
-        let mut rule = Self::is_new().to_vec();
-        rule.push(Expression::Verdict(jump("classify")));
-        vec![rule]
-    }
-
     /// `ct state new`
     fn is_new() -> [Expression; 3] {
         [
             Expression::Conntrack(ConntrackKey::State, R0),
             Expression::And(R0, STATE_NEW),
             Expression::Compare(R0, Compared::NotEqual, 0),
-        ]
-    }
-
-    fn classify(&self) -> Rules {
-        let behind = behind_address(self.family);
-        vec![
-            // meta priority set ip daddr . meta l4proto . th dport map @frontends goto frontend
-            [
-                &[
-                    self.destination(R0),
-                    Expression::Meta(MetaKey::Protocol, behind),
-                    destination_port(next(behind)),
-                ][..],
-                &priority_from(layout::FRONTENDS),
-                &[Expression::Verdict(goto("frontend"))],
-            ]
-            .concat(),
-            // meta l4proto . th dport @nodeports goto nodeport
-            vec![
-                Expression::Meta(MetaKey::Protocol, R0),
-                destination_port(R1),
-                Expression::Contained(R0, layout::NODE_PORTS),
-                Expression::Verdict(goto("nodeport")),
-            ],
-            // goto unlisted
-            vec![Expression::Verdict(goto("unlisted"))],
-        ]
-    }
-
-    /// To no frontend.
-    fn unlisted(&self) -> Rules {
-        vec![
-            // A port that the Service of this cluster IP has not.
-            // ip daddr @cluster_ips reject
-            vec![
-                self.destination(R0),
-                Expression::Contained(R0, layout::CLUSTER_IPS),
-                Expression::RejectPortUnreachable(self.family),
-            ],
-            // A cluster IP that no Service has: sent on it would come back to us for ever.
-            // ip daddr @service_cidrs drop
-            vec![
-                self.destination(R0),
-                Expression::Contained(R0, layout::SERVICE_CIDRS),
-                Expression::Verdict(Verdict::Drop),
-            ],
-            // Not ours, and must not look as if it were.
-            // meta priority & c000:0 == c000:0 meta priority set none
-            [
-                &masked_priority(MARKER)[..],
-                &[
-                    Expression::Compare(R0, Compared::Equal, MARKER),
-                    Expression::Number(R0, 0),
-                    Expression::SetMeta(MetaKey::Priority, R0),
-                ],
-            ]
-            .concat(),
-        ]
-    }
-
-    fn node_port(&self) -> Rules {
-        let lookup = [
-            &[Expression::Meta(MetaKey::Protocol, R0), destination_port(R1)][..],
-            &priority_from(layout::NODE_PORTS),
-            &[Expression::Verdict(goto("frontend"))],
-        ]
-        .concat();
-        vec![
-            // ip daddr @nodeport_addresses meta priority set meta l4proto . th dport map @nodeports goto frontend
-            [&[self.destination(R0), Expression::Contained(R0, layout::NODE_PORT_ADDRESSES)][..], &lookup].concat(),
-            // ip daddr @nodeport_ranges fib daddr type local
-            //     meta priority set meta l4proto . th dport map @nodeports goto frontend
-            [
-                &[self.destination(R0), Expression::Contained(R0, layout::NODE_PORT_RANGES)][..],
-                &Expression::is_local(Fib::Destination, R0),
-                &lookup,
-            ]
-            .concat(),
-            // goto unlisted
-            vec![Expression::Verdict(goto("unlisted"))],
-        ]
-    }
-
-    /// With kind and id in the priority; leaves class and id there.
-    fn frontend() -> Rules {
-        vec![
-            // meta priority & ff00:0 vmap { c300:0 : jump short_circuit, c500:0 : jump guard,
-            //                               c700:0 : jump guarded_short_circuit }
-            [
-                &masked_priority(KIND_MASK)[..],
-                &[Expression::PriorityVerdict(
-                    R0,
-                    vec![
-                        (Kind::EXTERNAL_LOCAL.priority(), jump("short_circuit")),
-                        (Kind::FILTERED.priority(), jump("guard")),
-                        (Kind::FILTERED_LOCAL.priority(), jump("guarded_short_circuit")),
-                    ],
-                )],
-            ]
-            .concat(),
-            // meta priority set meta priority & c00f:ffff
-            keep_of_priority(ID_MASK),
-            // meta priority set meta priority map @services
-            [&[Expression::Meta(MetaKey::Priority, R0)][..], &priority_from(layout::SERVICES)].concat(),
-            // meta priority & fff0:0 vmap { c010:0 : goto no_endpoint, c020:0 : drop }
-            [
-                &masked_priority(CLASS_MASK)[..],
-                &[Expression::PriorityVerdict(
-                    R0,
-                    vec![(Class::REJECT.priority(), goto("no_endpoint")), (Class::DROP.priority(), Verdict::Drop)],
-                )],
-            ]
-            .concat(),
-        ]
-    }
-
-    fn no_endpoint(&self) -> Rules {
-        // reject
-        vec![vec![Expression::RejectPortUnreachable(self.family)]]
-    }
-
-    /// Comes before the question whether there are endpoints: who may not dial learns nothing.
-    fn guard(&self) -> Rules {
-        vec![
-            // meta priority . ip saddr != @source_ranges drop
-            vec![
-                Expression::Meta(MetaKey::Priority, R0),
-                // nft keeps the keys of ranges in network order.
-                Expression::ToNetworkOrder(R0),
-                self.source(R1),
-                Expression::NotContained(R0, layout::SOURCE_RANGES),
-                Expression::Verdict(Verdict::Drop),
-            ],
-        ]
-    }
-
-    fn guarded_short_circuit() -> Rules {
-        vec![
-            // jump guard
-            vec![Expression::Verdict(jump("guard"))],
-            // goto short_circuit
-            vec![Expression::Verdict(goto("short_circuit"))],
-        ]
-    }
-
-    /// Clients on this node reach all endpoints, as if they had dialled the cluster IP.
-    fn short_circuit(&self) -> Rules {
-        vec![
-            // ip saddr @pod_cidrs goto turn_inside
-            vec![
-                self.source(R0),
-                Expression::Contained(R0, layout::POD_CIDRS),
-                Expression::Verdict(goto("turn_inside")),
-            ],
-            // fib saddr type local goto turn_inside
-            [&Expression::is_local(Fib::Source, R0)[..], &[Expression::Verdict(goto("turn_inside"))]].concat(),
-        ]
-    }
-
-    fn turn_inside() -> Rules {
-        // meta priority set meta priority map @inside
-        vec![[&[Expression::Meta(MetaKey::Priority, R0)][..], &priority_from(layout::INSIDE)].concat()]
-    }
-
-    /// Nat: translates what was classified.
-    fn dispatch() -> Rules {
-        // meta priority & fff0:0 vmap @slot_chains
-        vec![[&masked_priority(CLASS_MASK)[..], &[Expression::VerdictMap(R0, layout::SLOT_CHAINS)]].concat()]
-    }
-
-    fn translated_connections() -> Rules {
-        vec![
-            // ct status dnat jump masquerading
-            vec![
-                Expression::Conntrack(ConntrackKey::Status, R0),
-                Expression::And(R0, STATUS_DNAT),
-                Expression::Compare(R0, Compared::NotEqual, 0),
-                Expression::Verdict(jump("masquerading")),
-            ],
-        ]
-    }
-
-    /// Finds the frontend again by what was dialled: no mark is needed, and another's translations are left alone.
-    fn masquerading(&self) -> Rules {
-        let behind = behind_address(self.family);
-        let has_ports = [Expression::Meta(MetaKey::Protocol, R0), Expression::ProtocolIn(R0, &PROTOCOLS)];
-        let dialled = Expression::Conntrack(ConntrackKey::OriginalDestination(self.family), R0);
-        let node_port = [
-            &[Expression::Meta(MetaKey::Protocol, R0), Expression::Conntrack(ConntrackKey::OriginalPort, R1)][..],
-            &priority_from(layout::NODE_PORTS),
-            &[Expression::Verdict(goto("translated"))],
-        ]
-        .concat();
-        let on_node_port =
-            |addresses| [&has_ports[..], &[dialled.clone(), Expression::Contained(R0, addresses)], &node_port].concat();
-        vec![
-            // meta l4proto { tcp, udp, sctp } meta priority set
-            //     ct original ip daddr . meta l4proto . ct original proto-dst map @frontends goto translated
-            [
-                &has_ports[..],
-                &[
-                    dialled.clone(),
-                    Expression::Meta(MetaKey::Protocol, behind),
-                    Expression::Conntrack(ConntrackKey::OriginalPort, next(behind)),
-                ],
-                &priority_from(layout::FRONTENDS),
-                &[Expression::Verdict(goto("translated"))],
-            ]
-            .concat(),
-            // meta l4proto { tcp, udp, sctp } ct original ip daddr @nodeport_addresses meta priority set
-            //     meta l4proto . ct original proto-dst map @nodeports goto translated
-            on_node_port(layout::NODE_PORT_ADDRESSES),
-            // The same with @nodeport_ranges. Whether the address is ours cannot be asked any more.
-            on_node_port(layout::NODE_PORT_RANGES),
-        ]
-    }
-
-    fn translated(&self) -> Rules {
-        vec![
-            // An endpoint that was led to itself would drop the packet, or answer itself past us.
-            // ip saddr . ip daddr @hairpin masquerade fully-random
-            vec![
-                self.source(R0),
-                self.destination(behind_address(self.family)),
-                Expression::Contained(R0, layout::HAIRPIN),
-                Expression::MasqueradeFullyRandom,
-            ],
-            // meta priority & ff00:0 vmap { c000:0 : goto masquerade_internal, … }
-            [
-                &masked_priority(KIND_MASK)[..],
-                &[Expression::PriorityVerdict(
-                    R0,
-                    vec![
-                        (Kind::INTERNAL.priority(), goto("masquerade_internal")),
-                        (Kind::EXTERNAL.priority(), goto("masquerade_external")),
-                        (Kind::EXTERNAL_LOCAL.priority(), goto("masquerade_local")),
-                        (Kind::FILTERED.priority(), goto("masquerade_external")),
-                        (Kind::FILTERED_LOCAL.priority(), goto("masquerade_local")),
-                    ],
-                )],
-            ]
-            .concat(),
-        ]
-    }
-
-    fn masquerade_internal(&self) -> Rules {
-        vec![
-            // ip saddr != @unmasqueraded masquerade fully-random
-            vec![
-                self.source(R0),
-                Expression::NotContained(R0, layout::UNMASQUERADED),
-                Expression::MasqueradeFullyRandom,
-            ],
-        ]
-    }
-
-    fn masquerade_external() -> Rules {
-        // masquerade fully-random
-        vec![vec![Expression::MasqueradeFullyRandom]]
-    }
-
-    /// The endpoint sees the client, save that the node's own packets may have an address that it cannot answer.
-    fn masquerade_local() -> Rules {
-        // fib saddr type local masquerade fully-random
-        vec![[&Expression::is_local(Fib::Source, R0)[..], &[Expression::MasqueradeFullyRandom]].concat()]
-    }
-
-    /// Behind all others: locally sent packets keep their priority, and queueing disciplines read it.
-    fn clear_priority() -> Rules {
-        // ct state new meta priority & c000:0 == c000:0 meta priority set none
-        vec![
-            [
-                &Self::is_new()[..],
-                &masked_priority(MARKER),
-                &[
-                    Expression::Compare(R0, Compared::Equal, MARKER),
-                    Expression::Number(R0, 0),
-                    Expression::SetMeta(MetaKey::Priority, R0),
-                ],
-            ]
-            .concat(),
         ]
     }
 }

@@ -280,7 +280,7 @@ impl Classes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::nft::elements::test::key;
+    use crate::datapath::nft::compose::test::key;
 
     #[test]
     fn an_id_stays_and_is_not_given_twice() {

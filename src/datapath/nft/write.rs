@@ -34,6 +34,7 @@ pub fn cleanup_batch() -> Batch {
 pub fn layout_comment(family: Family) -> String {
     let mut batch = Batch::new();
     write_structure(&mut batch, family, "");
+    write_slots(&mut batch, family, 1, Class::REJECT);
     let mut hasher = SipHasher13::new();
     hasher.write(batch.bytes());
     format!("layout {:016x}", hasher.finish())

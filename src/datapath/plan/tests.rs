@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::datapath::entry::{Frontend, Target, Treatment};
-use crate::datapath::nft::elements::test::key;
+use crate::datapath::nft::compose::test::key;
 use crate::datapath::nft::ids::FrontendValue;
 
 type Entries = BTreeMap<EntryKey, ForwardingEntry>;
@@ -185,7 +185,7 @@ proptest! {
 fn what_leads_to_something_is_written_after_it() {
     let state: Entries = [(
         key("a"),
-        crate::datapath::nft::elements::test::entry(
+        crate::datapath::nft::compose::test::entry(
             &[("192.0.2.1:80", Treatment::Internal(TrafficPolicy::Cluster))],
             "10.0.0.1:80",
         ),
@@ -200,7 +200,7 @@ fn what_leads_to_something_is_written_after_it() {
 fn an_entry_that_is_skipped_goes_and_its_ids_with_it() {
     let state: Entries = [(
         key("a"),
-        crate::datapath::nft::elements::test::entry(
+        crate::datapath::nft::compose::test::entry(
             &[("192.0.2.1:80", Treatment::Internal(TrafficPolicy::Cluster))],
             "reject",
         ),

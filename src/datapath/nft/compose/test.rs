@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::model::Protocol;
 use crate::names::{PortName, ServiceKey, ServicePortKey};
 
 /// The key of a TCP port of `default/NAME` in IPv4.
@@ -129,12 +130,4 @@ fn without_prefixes_of_pods_nobody_is_masqueraded() {
     let range = Range::from(node.pod_cidrs[0]);
     assert_eq!(node_elements(&node, Family::V4), [Element::PodCidr(range), Element::Unmasqueraded(range)]);
     assert_eq!(node_elements(&node, Family::V6), [Element::Unmasqueraded(Range::all_of(Family::V6))]);
-}
-
-#[test]
-fn keys_are_padded_field_by_field() {
-    let key = Key::new().address("10.96.0.1".parse().unwrap()).protocol(Protocol::Tcp).port(80);
-    assert_eq!(key.bytes(), [10, 96, 0, 1, 6, 0, 0, 0, 0, 80, 0, 0]);
-    let key = Key::new().address("fd00::1".parse().unwrap()).address("fd00::1".parse().unwrap());
-    assert_eq!(key.bytes().len(), 32);
 }

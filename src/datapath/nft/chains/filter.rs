@@ -1,0 +1,180 @@
+//! Rules of the filter chains: they classify the first packet of a connection, and drop or reject it.
+
+use super::super::ids::{CLASS_MASK, Class, ID_MASK, KIND_MASK, Kind, MARKER};
+use super::super::layout;
+use super::{
+    R0, R1, Rules, RulesOf, behind_address, destination_port, goto, jump, keep_of_priority, masked_priority, next,
+    priority_from,
+};
+use crate::netlink::nf_tables::{Compared, Expression, Fib, MetaKey, Verdict};
+
+impl RulesOf {
+    /// Filter: the first packet of a connection, before it is translated.
+    pub(super) fn new_connections() -> Rules {
+        // ct state new jump classify
+        let mut rule = Self::is_new().to_vec();
+        rule.push(Expression::Verdict(jump("classify")));
+        vec![rule]
+    }
+
+    pub(super) fn classify(&self) -> Rules {
+        let behind = behind_address(self.family);
+        vec![
+            // meta priority set ip daddr . meta l4proto . th dport map @frontends goto frontend
+            [
+                &[
+                    self.destination(R0),
+                    Expression::Meta(MetaKey::Protocol, behind),
+                    destination_port(next(behind)),
+                ][..],
+                &priority_from(layout::FRONTENDS),
+                &[Expression::Verdict(goto("frontend"))],
+            ]
+            .concat(),
+            // meta l4proto . th dport @nodeports goto nodeport
+            vec![
+                Expression::Meta(MetaKey::Protocol, R0),
+                destination_port(R1),
+                Expression::Contained(R0, layout::NODE_PORTS),
+                Expression::Verdict(goto("nodeport")),
+            ],
+            // goto unlisted
+            vec![Expression::Verdict(goto("unlisted"))],
+        ]
+    }
+
+    /// To no frontend.
+    pub(super) fn unlisted(&self) -> Rules {
+        vec![
+            // A port that the Service of this cluster IP has not.
+            // ip daddr @cluster_ips reject
+            vec![
+                self.destination(R0),
+                Expression::Contained(R0, layout::CLUSTER_IPS),
+                Expression::RejectPortUnreachable(self.family),
+            ],
+            // A cluster IP that no Service has: sent on it would come back to us for ever.
+            // ip daddr @service_cidrs drop
+            vec![
+                self.destination(R0),
+                Expression::Contained(R0, layout::SERVICE_CIDRS),
+                Expression::Verdict(Verdict::Drop),
+            ],
+            // Not ours, and must not look as if it were.
+            // meta priority & c000:0 == c000:0 meta priority set none
+            [
+                &masked_priority(MARKER)[..],
+                &[
+                    Expression::Compare(R0, Compared::Equal, MARKER),
+                    Expression::Number(R0, 0),
+                    Expression::SetMeta(MetaKey::Priority, R0),
+                ],
+            ]
+            .concat(),
+        ]
+    }
+
+    pub(super) fn node_port(&self) -> Rules {
+        let lookup = [
+            &[Expression::Meta(MetaKey::Protocol, R0), destination_port(R1)][..],
+            &priority_from(layout::NODE_PORTS),
+            &[Expression::Verdict(goto("frontend"))],
+        ]
+        .concat();
+        vec![
+            // ip daddr @nodeport_addresses meta priority set meta l4proto . th dport map @nodeports goto frontend
+            [&[self.destination(R0), Expression::Contained(R0, layout::NODE_PORT_ADDRESSES)][..], &lookup].concat(),
+            // ip daddr @nodeport_ranges fib daddr type local
+            //     meta priority set meta l4proto . th dport map @nodeports goto frontend
+            [
+                &[self.destination(R0), Expression::Contained(R0, layout::NODE_PORT_RANGES)][..],
+                &Expression::is_local(Fib::Destination, R0),
+                &lookup,
+            ]
+            .concat(),
+            // goto unlisted
+            vec![Expression::Verdict(goto("unlisted"))],
+        ]
+    }
+
+    /// With kind and id in the priority; leaves class and id there.
+    pub(super) fn frontend() -> Rules {
+        vec![
+            // meta priority & ff00:0 vmap { c300:0 : jump short_circuit, c500:0 : jump guard,
+            //                               c700:0 : jump guarded_short_circuit }
+            [
+                &masked_priority(KIND_MASK)[..],
+                &[Expression::PriorityVerdict(
+                    R0,
+                    vec![
+                        (Kind::EXTERNAL_LOCAL.priority(), jump("short_circuit")),
+                        (Kind::FILTERED.priority(), jump("guard")),
+                        (Kind::FILTERED_LOCAL.priority(), jump("guarded_short_circuit")),
+                    ],
+                )],
+            ]
+            .concat(),
+            // meta priority set meta priority & c00f:ffff
+            keep_of_priority(ID_MASK),
+            // meta priority set meta priority map @services
+            [&[Expression::Meta(MetaKey::Priority, R0)][..], &priority_from(layout::SERVICES)].concat(),
+            // meta priority & fff0:0 vmap { c010:0 : goto no_endpoint, c020:0 : drop }
+            [
+                &masked_priority(CLASS_MASK)[..],
+                &[Expression::PriorityVerdict(
+                    R0,
+                    vec![(Class::REJECT.priority(), goto("no_endpoint")), (Class::DROP.priority(), Verdict::Drop)],
+                )],
+            ]
+            .concat(),
+        ]
+    }
+
+    pub(super) fn no_endpoint(&self) -> Rules {
+        // reject
+        vec![vec![Expression::RejectPortUnreachable(self.family)]]
+    }
+
+    /// Comes before the question whether there are endpoints: who may not dial learns nothing.
+    pub(super) fn guard(&self) -> Rules {
+        vec![
+            // meta priority . ip saddr != @source_ranges drop
+            vec![
+                Expression::Meta(MetaKey::Priority, R0),
+                // nft keeps the keys of ranges in network order.
+                Expression::ToNetworkOrder(R0),
+                self.source(R1),
+                Expression::NotContained(R0, layout::SOURCE_RANGES),
+                Expression::Verdict(Verdict::Drop),
+            ],
+        ]
+    }
+
+    pub(super) fn guarded_short_circuit() -> Rules {
+        vec![
+            // jump guard
+            vec![Expression::Verdict(jump("guard"))],
+            // goto short_circuit
+            vec![Expression::Verdict(goto("short_circuit"))],
+        ]
+    }
+
+    /// Clients on this node reach all endpoints, as if they had dialled the cluster IP.
+    pub(super) fn short_circuit(&self) -> Rules {
+        vec![
+            // ip saddr @pod_cidrs goto turn_inside
+            vec![
+                self.source(R0),
+                Expression::Contained(R0, layout::POD_CIDRS),
+                Expression::Verdict(goto("turn_inside")),
+            ],
+            // fib saddr type local goto turn_inside
+            [&Expression::is_local(Fib::Source, R0)[..], &[Expression::Verdict(goto("turn_inside"))]].concat(),
+        ]
+    }
+
+    pub(super) fn turn_inside() -> Rules {
+        // meta priority set meta priority map @inside
+        vec![[&[Expression::Meta(MetaKey::Priority, R0)][..], &priority_from(layout::INSIDE)].concat()]
+    }
+}

@@ -30,6 +30,7 @@ use kube::Client;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::runtime::admin::Readiness;
 use crate::runtime::lease::{Election, Leadership, LeaseSettings, LeaseStore};
 use crate::runtime::reconcile::{Component, Next, Now, Scope, run};
 use crate::runtime::shutdown::{Shutdown, shutdown};
@@ -51,13 +52,25 @@ pub struct Controller {
     leadership: Leadership,
     applier: Applier,
     metrics: Metrics,
+    readiness: Readiness,
 }
+
+/// The part that is ready once every first list is in, on a standby as on the leader.
+const FIRST_LISTS: &str = "first lists";
 
 impl Controller {
     /// A controller that has seen nothing yet.
-    pub fn new(client: Client, settings: Settings, identity: String, leadership: Leadership, metrics: Metrics) -> Self {
+    pub fn new(
+        client: Client,
+        settings: Settings,
+        identity: String,
+        leadership: Leadership,
+        metrics: Metrics,
+        readiness: Readiness,
+    ) -> Self {
+        readiness.expect(FIRST_LISTS);
         let applier = Applier::new(client, identity, leadership.clone(), metrics.clone());
-        Self { index: Index::default(), settings, leadership, applier, metrics }
+        Self { index: Index::default(), settings, leadership, applier, metrics, readiness }
     }
 }
 
@@ -77,6 +90,8 @@ impl Component for Controller {
 
     /// Every turn is over all Services: a pass over 10,000 takes milliseconds, and an address that comes free may go to any.
     async fn turn(&mut self, _scope: Scope, now: Now) -> Result<Next, ApplyError> {
+        // The loop gives the first turn when the index is warm.
+        self.readiness.set(FIRST_LISTS, true);
         let is_leader = self.leadership.is_current();
         self.metrics.is_leader.set(i64::from(is_leader));
         if !is_leader {
@@ -104,6 +119,7 @@ pub async fn serve<S: LeaseStore + 'static>(
     lease: LeaseSettings,
     store: S,
     metrics: Metrics,
+    readiness: Readiness,
     shutdown_requested: Shutdown,
 ) {
     let (events, queue) = mpsc::channel(QUEUE);
@@ -113,7 +129,7 @@ pub async fn serve<S: LeaseStore + 'static>(
     let elections = tokio::spawn(election.run(election_ends));
     let watches = tokio::spawn(watch::watch(client.clone(), events.clone()));
     let heralds = tokio::spawn(herald(leadership.clone(), events));
-    let mut controller = Controller::new(client, settings, identity, leadership, metrics);
+    let mut controller = Controller::new(client, settings, identity, leadership, metrics, readiness);
     run(&mut controller, queue, shutdown_requested).await;
     watches.abort();
     heralds.abort();
@@ -123,12 +139,12 @@ pub async fn serve<S: LeaseStore + 'static>(
     }
 }
 
-/// Wakes the loop when this replica begins to lead.
+/// Wakes the loop when this replica begins or ceases to lead.
 async fn herald(mut leadership: Leadership, events: mpsc::Sender<Event>) {
     let mut was_leader = false;
     loop {
         let is_leader = leadership.is_current();
-        if is_leader && !was_leader && events.send(Event::Leading).await.is_err() {
+        if is_leader != was_leader && events.send(Event::Leadership).await.is_err() {
             return;
         }
         was_leader = is_leader;

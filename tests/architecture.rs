@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Stations and specialists that decide; they may stand in any component.
-const PURE_NAMES: [&str; 10] = [
+const PURE_NAMES: [&str; 14] = [
     "allocator.rs",
     "desired.rs",
     "election.rs",
@@ -15,6 +15,10 @@ const PURE_NAMES: [&str; 10] = [
     "ids.rs",
     "index.rs",
     "plan.rs",
+    "pools.rs",
+    "refusal.rs",
+    "request.rs",
+    "seen.rs",
     "simulate.rs",
     "names.rs",
 ];

@@ -123,12 +123,16 @@ impl Controller {
         metrics.register(&mut registry);
         let (trigger, stop) = shutdown();
         let signals = tokio::spawn(trigger.request_on_signal());
-        let admin = tokio::spawn(admin::serve(self.admin_address, registry, Readiness::default(), stop.clone()));
+        let readiness = Readiness::default();
+        // Told to end after the work, so that it ends first only when it fails: the lease is given back in either case of
+        // an orderly end.
+        let (work_ended, admin_ends) = shutdown();
+        let admin = tokio::spawn(admin::serve(self.admin_address, registry, readiness.clone(), admin_ends));
         tokio::select! {
-            // It ends before the work only when it fails.
             served = admin => served??,
-            () = controller::serve(client, settings, lease, leases, metrics, stop.clone()) => {}
+            () = controller::serve(client, settings, lease, leases, metrics, readiness, stop.clone()) => {}
         }
+        work_ended.request();
         if stop.is_requested() {
             signals.await?.map_err(ControllerError::Signals)?;
         }

@@ -330,19 +330,21 @@ fn announced_by(index: &Index, addresses: &[IpAddr]) -> Option<DesiredCondition>
     let mut parts = Vec::new();
     let mut missing = 0;
     for address in addresses {
-        let mut by: Vec<String> = Vec::new();
-        for node in index.nodes.values() {
-            for (announced, interface, since) in &node.announcements {
-                if announced == address {
-                    by.push(format!("node {} on {interface} since {since:.0}", node.node));
-                }
-            }
-        }
-        if by.is_empty() {
+        let announcements: Vec<_> = index
+            .nodes
+            .values()
+            .flat_map(|node| node.announcements.iter().map(move |announcement| (&node.node, announcement)))
+            .filter(|(_, (announced, ..))| announced == address)
+            .collect();
+        // A node that has died goes on saying that it announces: the last to begin is the one that does.
+        let newest = announcements.iter().max_by_key(|(node, (_, _, since))| (*since, *node)).map(|(node, _)| *node);
+        let by = announcements.iter().filter(|(node, _)| Some(*node) == newest);
+        let by: Vec<String> = by.map(|(_, (_, interface, since))| format!("{interface} since {since:.0}")).collect();
+        if let Some(node) = newest {
+            parts.push(format!("{address} is announced by node {node} on {}", by.join(" and ")));
+        } else {
             missing += 1;
             parts.push(format!("{address} is announced by no node"));
-        } else {
-            parts.push(format!("{address} is announced by {}", by.join(" and ")));
         }
     }
     let reason = match missing {

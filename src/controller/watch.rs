@@ -39,8 +39,8 @@ pub enum Event {
     Namespaces(WatchEvent<NamespaceObject>),
     /// Of the nodes' announcements.
     Nodes(WatchEvent<NodeObject>),
-    /// This replica has begun to lead.
-    Leading,
+    /// This replica has begun or ceased to lead.
+    Leadership,
 }
 
 impl Index {
@@ -52,7 +52,7 @@ impl Index {
             Event::Claims(event) => take(&mut self.claims, event),
             Event::Namespaces(event) => take(&mut self.namespaces, event),
             Event::Nodes(event) => take(&mut self.nodes, event),
-            Event::Leading => {}
+            Event::Leadership => {}
         }
     }
 }

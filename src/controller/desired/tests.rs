@@ -441,13 +441,13 @@ fn conditions_tell_who_announces() {
     let mut world = World::new(1);
     world.put_pool(pool("a", 1, "addresses: [1.0.0.0/24]"));
     world.put_service(service("x", 3, LB, "{}"));
-    let announcements = vec![("1.0.0.0".parse().unwrap(), "eth0".into(), Timestamp::from_second(0).unwrap())];
+    let since = |second| vec![("1.0.0.0".parse().unwrap(), "eth0".into(), Timestamp::from_second(second).unwrap())];
     let node = |name: &str, announcements| super::super::index::NodeObject {
         node: name.into(),
         resource_version: "1".into(),
         announcements,
     };
-    world.replicas[0].index.nodes.replaced(vec![node("n1", announcements), node("n2", Vec::new())]);
+    world.replicas[0].index.nodes.replaced(vec![node("n1", since(0)), node("n2", Vec::new())]);
     world.settle(0);
     let message = |world: &World| {
         let object = &world.services[&ServiceKey::new("default", "x")];
@@ -456,6 +456,10 @@ fn conditions_tell_who_announces() {
     };
     let expected = "1.0.0.0 is announced by node n1 on eth0 since 1970-01-01T00:00:00Z";
     assert_eq!(message(&world), ("True".into(), expected.into()));
+    // The first node dies and says nothing any more; another takes over.
+    world.replicas[0].index.nodes.replaced(vec![node("n1", since(0)), node("n2", since(9))]);
+    world.settle(0);
+    assert_eq!(message(&world).1, "1.0.0.0 is announced by node n2 on eth0 since 1970-01-01T00:00:09Z");
     world.replicas[0].index.nodes.replaced(vec![node("n2", Vec::new())]);
     world.settle(0);
     assert_eq!(message(&world), ("False".into(), "1.0.0.0 is announced by no node".into()));

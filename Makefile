@@ -21,7 +21,7 @@ demo: setup ## Show Steelyard at work on a cluster in a box, then take it down (
 
 .PHONY: test
 test: setup ## Run all tests: checks, cases, end-to-end, upstream. Its last line is the total.
-	@tests/lab/tally.sh check cases e2e upstream
+	@tests/lab/tally.sh check netns cases e2e upstream
 
 .PHONY: setup
 setup: ## Install the Debian packages that are missing; say what else is.
@@ -34,6 +34,10 @@ check: ## Format, lints, unit tests, documentation, scripts.
 	cargo test --locked --workspace --lib --bins --test architecture
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 	@if command -v shellcheck >/dev/null; then shellcheck tests/lab/*.sh .ci/run; fi
+
+.PHONY: netns
+netns: ## Test the speaker with real packets in network namespaces, and the datapath's properties.
+	cargo test --locked --no-fail-fast --test speaker --test datapath_properties
 
 .PHONY: cases
 cases: ## Judge the flows of tests/cases by simulation and with real packets (STEELYARD_CASES names another file).
@@ -76,8 +80,9 @@ image: ## Make our container image; prints where the archive is.
 	@$(LAB) image
 
 .PHONY: crds
-crds: ## Write crds/ from the types.
+crds: ## Write crds/ and the chart's copy from the types.
 	cargo run --quiet --locked --bin steelyard -- crds --output crds
+	cargo run --quiet --locked --bin steelyard -- crds --output charts/steelyard/crds
 
 .PHONY: clean-lab
 clean-lab: ## Take the lab down, whatever state it is in.

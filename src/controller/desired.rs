@@ -57,7 +57,7 @@ pub struct DesiredService {
     /// Whether the finalizer should be there; no opinion while nothing is assigned.
     pub has_finalizer: Option<bool>,
     /// The claims to write before the Service may show an address: those that are not the Service's yet, and those whose
-    /// address it does not show yet (see [`super::plan`]).
+    /// address it does not show yet (see [`mod@super::plan`]).
     pub acquires: BTreeMap<ClaimName, (IpAddr, Tenure)>,
     /// The claims that are given up once the Service shows it.
     pub releases: Vec<ClaimName>,

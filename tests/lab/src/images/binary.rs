@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use crate::programs::build;
 
+/// How the variables begin that describe the package which cargo runs.
+const PACKAGE_VARIABLES: [&str; 4] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
+
 /// Builds `steelyard` as it is shipped and returns where it is. Cargo decides whether there is anything to do.
 ///
 /// # Errors
@@ -27,6 +30,13 @@ pub fn steelyard_binary(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .current_dir(&root);
+    // `cargo run` tells us about our own package, and build scripts that look there would run anew each time.
+    let ours = std::env::vars_os().map(|(name, _)| name);
+    for name in
+        ours.filter(|name| name.to_str().is_some_and(|name| PACKAGE_VARIABLES.iter().any(|p| name.starts_with(p))))
+    {
+        command.env_remove(name);
+    }
     progress("building the static steelyard binary");
     build::run(command, "building steelyard", &target.join("steelyard-image.log"), progress)?;
     let binary = target.join(&host).join("release/steelyard");

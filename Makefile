@@ -1,4 +1,5 @@
-# What can be done with a checkout. `make` alone lists it. Each target does its own set-up.
+# What can be done with a checkout. `make` alone lists it. `make demo` and `make test` do all of their own set-up; for the
+# other targets run `make setup` once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

@@ -105,7 +105,7 @@ pub async fn run<C: Component>(component: &mut C, mut events: mpsc::Receiver<C::
                 }
                 None => return,
             },
-            () = tokio::time::sleep_until(wake) => {}
+            () = sleep_until(wake) => {}
         }
         while let Ok(event) = events.try_recv() {
             component.observe(event);
@@ -120,6 +120,13 @@ pub async fn run<C: Component>(component: &mut C, mut events: mpsc::Receiver<C::
                 tracing::warn!(component = C::NAME, %error, ?pause, "turn failed, everything will be looked at again");
             }
         }
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -146,13 +153,13 @@ impl LoopState {
         }
     }
 
-    /// How long to sleep if no event comes.
-    fn wake(&self, is_synced: bool) -> Instant {
+    /// How long to sleep if no event comes; without end while nothing but an event can make a turn due.
+    fn wake(&self, is_synced: bool) -> Option<Instant> {
         let far = self.resync_at;
         match (is_synced, self.retry_at) {
-            (false, _) => far,
-            (true, Some(retry)) => retry,
-            (true, None) => self.deadline.map_or(far, |deadline| deadline.min(far)),
+            (false, _) => None,
+            (true, Some(retry)) => Some(retry),
+            (true, None) => Some(self.deadline.map_or(far, |deadline| deadline.min(far))),
         }
     }
 

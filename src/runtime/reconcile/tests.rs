@@ -1,5 +1,6 @@
 //! The loop's guarantees, with the clock stopped.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -12,6 +13,8 @@ struct Recorder {
     fail_turns: usize,
     turns: Arc<Mutex<Vec<(Scope, usize, Instant)>>>,
     next: Next,
+    /// How often the loop asked whether it may begin.
+    asked: Arc<AtomicUsize>,
 }
 
 impl Component for Recorder {
@@ -24,6 +27,7 @@ impl Component for Recorder {
     }
 
     fn is_synced(&self) -> bool {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         self.seen >= self.synced_after
     }
 
@@ -55,13 +59,37 @@ async fn run_for(span: Duration, mut recorder: Recorder, initial: usize) -> Vec<
 }
 
 fn recorder() -> Recorder {
-    Recorder { seen: 0, synced_after: 1, fail_turns: 0, turns: Arc::default(), next: Next::OnEvent }
+    Recorder {
+        seen: 0,
+        synced_after: 1,
+        fail_turns: 0,
+        turns: Arc::default(),
+        next: Next::OnEvent,
+        asked: Arc::default(),
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_turn_before_the_first_lists() {
     let turns = run_for(Duration::from_secs(10), Recorder { synced_after: 3, ..recorder() }, 2).await;
     assert_eq!(turns, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_that_come_hours_late_are_waited_for_asleep() {
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let (sender, receiver) = mpsc::channel(1);
+    let (trigger, handle) = shutdown();
+    let mut recorder = Recorder { asked: Arc::clone(&waiting), ..recorder() };
+    let turns = Arc::clone(&recorder.turns);
+    let task = tokio::spawn(async move { run(&mut recorder, receiver, handle).await });
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    assert_eq!(waiting.load(Ordering::Relaxed), 1, "the loop looked though nothing had come");
+    sender.send(()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    trigger.request();
+    task.await.unwrap();
+    assert_eq!(turns.lock().unwrap().iter().map(|(scope, ..)| *scope).collect::<Vec<_>>(), [Scope::Resync]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,7 +65,7 @@ enum Answer {
 enum End {
     /// All steps are done.
     Done,
-    /// We acted on old state; the newer one is among the answers.
+    /// We acted on old state, and the newer one is among the answers; or there was no answer in time. To be looked at again.
     Stale,
     /// We do not lead any more.
     NotLeading,
@@ -164,22 +164,20 @@ impl Sender {
     async fn run(&self, task: Task) -> (Subject, Vec<Answer>, End) {
         let mut answers = Vec::new();
         for step in &task.steps {
-            let Some(remaining) = self.leadership.remaining() else {
-                return (task.subject, answers, End::NotLeading);
-            };
             if let Step::Report(report) = step {
-                self.report(&task.subject, report).await;
-                continue;
+                match self.while_leading(self.report(&task.subject, report)).await {
+                    Ok(()) => continue,
+                    Err(end) => return (task.subject, answers, end),
+                }
             }
-            let error = match tokio::time::timeout(remaining, self.step(step)).await {
+            let error = match self.while_leading(self.step(step)).await {
                 Ok(Ok(answer)) => {
                     self.metrics.writes.inc_by(u64::from(step.is_write()));
                     answers.extend(answer);
                     continue;
                 }
                 Ok(Err(error)) => error,
-                // Whether the write was taken is not known: the watch, or the next leader, will see.
-                Err(_elapsed) => return (task.subject, answers, End::NotLeading),
+                Err(end) => return (task.subject, answers, end),
             };
             // Without a status it is a failure of the connection.
             let code = if let kube::Error::Api(status) = &error { status.code } else { 503 };
@@ -187,12 +185,13 @@ impl Sender {
                 404 | 409 => {
                     self.metrics.failed("Stale");
                     tracing::debug!(subject = %task.subject, %error, "acted on old state, looking again");
-                    match self.newest(step).await {
-                        Ok(answer) => {
+                    match self.while_leading(self.newest(step)).await {
+                        Ok(Ok(answer)) => {
                             answers.extend(answer);
                             End::Stale
                         }
-                        Err(error) => End::Unreachable(Box::new(error)),
+                        Ok(Err(error)) => End::Unreachable(Box::new(error)),
+                        Err(end) => end,
                     }
                 }
                 429 | 500..=599 => End::Unreachable(Box::new(error)),
@@ -206,6 +205,15 @@ impl Sender {
             return (task.subject, answers, end);
         }
         (task.subject, answers, End::Done)
+    }
+
+    /// Does one thing unless we lead no more, and gives it up when the lease, as it stands now, has run out.
+    async fn while_leading<T>(&self, work: impl Future<Output = T>) -> Result<T, End> {
+        let remaining = self.leadership.remaining().ok_or(End::NotLeading)?;
+        tokio::time::timeout(remaining, work).await.map_err(|_elapsed| {
+            // Whether a write was taken is not known: we, or the next leader, will see.
+            if self.leadership.is_current() { End::Stale } else { End::NotLeading }
+        })
     }
 
     async fn step(&self, step: &Step) -> Result<Option<Answer>, kube::Error> {

@@ -23,6 +23,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A watch that held this long starts again from [`FIRST_PAUSE`].
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
+/// After how many seconds the API server ends a watch, which goes on at once where it was. A connection that has died in
+/// silence is given up 5 s later: how stale a component may be while nothing tells it so. Short before the end the server
+/// sends a bookmark, so that even a kind that never changes is not listed anew.
+const WATCH_SECONDS: u32 = 60;
+/// How long an answer, or its next part, may take before the connection counts as dead: longer than the silence of a
+/// watch on which nothing happens.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 15);
+
 /// A value that is read from API objects of one kind.
 pub trait Observed: Sized + Send + 'static {
     /// The API object.
@@ -80,7 +88,7 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let mut events = std::pin::pin!(watcher(api, config).backoff(pauses()));
+    let mut events = std::pin::pin!(watcher(api, config.timeout(WATCH_SECONDS)).backoff(pauses()));
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,

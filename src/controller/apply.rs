@@ -25,6 +25,7 @@ use crate::api::{CONTROLLER_NAME, IPAddressPool};
 use crate::model::claim::{Claim, Tenure};
 use crate::names::{ClaimName, PoolName, ServiceKey};
 use crate::runtime::lease::Leadership;
+use crate::runtime::telemetry::chain;
 use crate::runtime::watch::Observed;
 
 /// How many tasks are under way at a time: enough to hide the API server's latency, few enough to leave it room.
@@ -115,7 +116,7 @@ impl Applier {
                     End::NotLeading => {}
                     End::Refused(error) => {
                         let pause = self.refused.get(&subject).map_or(FIRST_PAUSE, |(_, pause)| *pause);
-                        tracing::warn!(%subject, %error, ?pause, "write refused, the object is set aside");
+                        tracing::warn!(%subject, error = chain(&*error), ?pause, "write refused, the object is set aside");
                         self.refused.insert(subject, (now + pause, (pause * 2).min(LONGEST_PAUSE)));
                     }
                     End::Unreachable(source) => {
@@ -184,7 +185,7 @@ impl Sender {
             let end = match code {
                 404 | 409 => {
                     self.metrics.failed("Stale");
-                    tracing::debug!(subject = %task.subject, %error, "acted on old state, looking again");
+                    tracing::debug!(subject = %task.subject, error = chain(&error), "acted on old state, looking again");
                     match self.while_leading(self.newest(step)).await {
                         Ok(Ok(answer)) => {
                             answers.extend(answer);
@@ -346,7 +347,7 @@ impl Sender {
         // first, and ours differ in their text.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
         if let Err(error) = recorder.publish(&event, &reference).await {
-            tracing::debug!(%subject, %error, "event could not be written");
+            tracing::debug!(%subject, error = chain(&error), "event could not be written");
         }
     }
 

@@ -15,7 +15,7 @@
 //!   shorten the pause.
 //! * Shutdown is looked at between turns, never within one.
 
-use std::fmt::Display;
+use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::shutdown::Shutdown;
+use super::telemetry::chain;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -66,7 +67,7 @@ pub trait Component: Send {
     /// One observation.
     type Event: Send + 'static;
     /// Why a turn failed.
-    type Error: Display + Send;
+    type Error: Error + Send;
 
     /// The component's name in logs.
     const NAME: &'static str;
@@ -117,7 +118,8 @@ pub async fn run<C: Component>(component: &mut C, mut events: mpsc::Receiver<C::
             Ok(next) => state.succeeded(scope, next, Instant::now(), component.resync_every()),
             Err(error) => {
                 let pause = state.failed(Instant::now());
-                tracing::warn!(component = C::NAME, %error, ?pause, "turn failed, everything will be looked at again");
+                let error = chain(&error);
+                tracing::warn!(component = C::NAME, error, ?pause, "turn failed, everything will be looked at again");
             }
         }
     }

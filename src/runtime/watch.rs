@@ -2,7 +2,8 @@
 //!
 //! One object that cannot be read never stops a watch: it counts as absent, and the log says why.
 
-use std::fmt::{Debug, Display};
+use std::error::Error;
+use std::fmt::Debug;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -15,6 +16,8 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+
+use super::telemetry::chain;
 
 /// The first pause after a watch broke; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -38,7 +41,7 @@ pub trait Observed: Sized + Send + 'static {
     /// What tells two of them apart.
     type Key: Debug + Send + 'static;
     /// Why one is not used.
-    type Error: Display;
+    type Error: Error;
 
     /// The key, if the object has the names that it needs.
     fn key(metadata: &ObjectMeta) -> Option<Self::Key>;
@@ -93,7 +96,7 @@ where
         let event = match event {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!(kind = %K::kind(&()), %error, "watch broke, trying again");
+                tracing::warn!(kind = %K::kind(&()), error = chain(&error), "watch broke, trying again");
                 continue;
             }
         };
@@ -159,9 +162,9 @@ fn read<T: Observed>(object: &DeserializeGuard<T::Object>) -> Result<T, Option<T
     let reason = match &object.0 {
         Ok(object) => match T::read(object) {
             Ok(value) => return Ok(value),
-            Err(error) => error.to_string(),
+            Err(error) => chain(&error),
         },
-        Err(error) => error.to_string(),
+        Err(error) => chain(&error),
     };
     tracing::warn!(kind = %T::Object::kind(&()), ?key, reason, "object cannot be used and counts as absent");
     Err(key)

@@ -6,6 +6,10 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::runtime::shutdown::shutdown;
 
+#[derive(Debug, thiserror::Error)]
+#[error("not today")]
+struct Fault;
+
 /// Records its turns: scope and how many events it had seen.
 struct Recorder {
     seen: usize,
@@ -19,7 +23,7 @@ struct Recorder {
 
 impl Component for Recorder {
     type Event = ();
-    type Error = &'static str;
+    type Error = Fault;
     const NAME: &'static str = "recorder";
 
     fn observe(&mut self, (): ()) {
@@ -31,11 +35,11 @@ impl Component for Recorder {
         self.seen >= self.synced_after
     }
 
-    async fn turn(&mut self, scope: Scope, now: Now) -> Result<Next, &'static str> {
+    async fn turn(&mut self, scope: Scope, now: Now) -> Result<Next, Fault> {
         self.turns.lock().unwrap().push((scope, self.seen, now.monotonic));
         if self.fail_turns > 0 {
             self.fail_turns -= 1;
-            return Err("not today");
+            return Err(Fault);
         }
         Ok(self.next)
     }

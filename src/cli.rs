@@ -49,7 +49,7 @@ impl Cli {
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&chain(error.as_ref())),
+            Err(error) => fail(&telemetry::chain(error.as_ref())),
         }
     }
 }
@@ -58,18 +58,4 @@ fn fail(message: &str) -> ExitCode {
     // Nothing is left to tell if stderr is closed.
     let _written = writeln!(std::io::stderr(), "steelyard: {message}");
     ExitCode::FAILURE
-}
-
-/// An error with all its causes in one line. A cause that its effect quotes already is not said again.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let reason = error.to_string();
-        if !text.ends_with(&reason) {
-            text = format!("{text}: {reason}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -25,9 +25,13 @@ pub mod watch;
 
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::FusedFuture;
 use jiff::Timestamp;
 use kube::Client;
+use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use crate::runtime::admin::Readiness;
@@ -112,7 +116,26 @@ fn until_then(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or_default() + Duration::from_millis(10)
 }
 
+/// Why the controller ended.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// A part ended though nobody asked it to.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+    /// A part panicked.
+    #[error("the {part} panicked")]
+    Panicked {
+        /// The part.
+        part: &'static str,
+        /// What it said.
+        source: JoinError,
+    },
+}
+
 /// Runs the controller until shutdown: watches at once, writes while it leads, gives the lease back at the end.
+///
+/// # Errors
+/// When a part ends before shutdown: half a controller would hold the lease and do nothing, or never lead again.
 pub async fn serve<S: LeaseStore + 'static>(
     client: Client,
     settings: Settings,
@@ -120,22 +143,45 @@ pub async fn serve<S: LeaseStore + 'static>(
     store: S,
     metrics: Metrics,
     readiness: Readiness,
-    shutdown_requested: Shutdown,
-) {
+    mut shutdown_requested: Shutdown,
+) -> Result<(), ServeError> {
     let (events, queue) = mpsc::channel(QUEUE);
     let identity = lease.identity.clone();
     let (election, leadership) = Election::new(store, lease);
     let (work_ended, election_ends) = shutdown();
-    let elections = tokio::spawn(election.run(election_ends));
-    let watches = tokio::spawn(watch::watch(client.clone(), events.clone()));
-    let heralds = tokio::spawn(herald(leadership.clone(), events));
+    let mut elections = tokio::spawn(election.run(election_ends)).fuse();
+    let mut watches = tokio::spawn(watch::watch(client.clone(), events.clone()));
+    let mut heralds = tokio::spawn(herald(leadership.clone(), events));
     let mut controller = Controller::new(client, settings, identity, leadership, metrics, readiness);
-    run(&mut controller, queue, shutdown_requested).await;
+    let (stop_work, work_stops) = shutdown();
+    let supervised = async {
+        let outcome = tokio::select! {
+            biased;
+            () = shutdown_requested.requested() => Ok(()),
+            ended = &mut elections => Err(unasked("election", ended.map(|()| "election"))),
+            ended = &mut watches => Err(unasked("watches", ended)),
+            ended = &mut heralds => Err(unasked("herald of the leadership", ended.map(|()| "herald of the leadership"))),
+        };
+        stop_work.request();
+        outcome
+    };
+    // The turn under way is brought to its end in either case, and the lease given back after it.
+    let ((), outcome) = tokio::join!(run(&mut controller, queue, work_stops), supervised);
     watches.abort();
     heralds.abort();
     work_ended.request();
-    if let Err(error) = elections.await {
-        tracing::error!(%error, "election ended badly");
+    if !elections.is_terminated()
+        && let Err(source) = elections.await
+    {
+        return outcome.and(Err(ServeError::Panicked { part: "election", source }));
+    }
+    outcome
+}
+
+fn unasked(part: &'static str, ended: Result<&'static str, JoinError>) -> ServeError {
+    match ended {
+        Ok(name) => ServeError::Ended(name),
+        Err(source) => ServeError::Panicked { part, source },
     }
 }
 
@@ -149,7 +195,11 @@ async fn herald(mut leadership: Leadership, events: mpsc::Sender<Event>) {
         }
         was_leader = is_leader;
         if !leadership.changed().await {
-            return;
+            // The election is over, which its own task tells.
+            return std::future::pending().await;
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

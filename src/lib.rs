@@ -1,7 +1,7 @@
 //! Steelyard: addresses, announcement and forwarding for `LoadBalancer` Services on bare metal.
 //!
 //! Three components, one shape. Each is a loop of five stations; the outer two do I/O, the three between are plain
-//! functions over plain values, so that the cluster, `plan`, `explain`, `trace` and the tests all run the same code.
+//! functions over plain values, so that the cluster and the tests run the same code.
 //!
 //! ```text
 //!      I/O in            pure              pure             pure           I/O out

@@ -53,6 +53,8 @@ pub struct Config {
 pub struct Membership {
     members: watch::Receiver<Arc<Members>>,
     is_serving: Arc<watch::Sender<bool>>,
+    /// The other end of a picture that never changes: without it, receivers would take it for over.
+    _fixed: Option<Arc<watch::Sender<Arc<Members>>>>,
 }
 
 impl Membership {
@@ -68,8 +70,8 @@ impl Membership {
 
     /// Membership without a network, of just these nodes, for tests and for clusters of one.
     pub fn fixed(members: Members) -> Self {
-        let (_, receiver) = watch::channel(Arc::new(members));
-        Self { members: receiver, is_serving: Arc::new(watch::channel(false).0) }
+        let (sender, receiver) = watch::channel(Arc::new(members));
+        Self { members: receiver, is_serving: Arc::new(watch::channel(false).0), _fixed: Some(Arc::new(sender)) }
     }
 }
 
@@ -86,5 +88,5 @@ pub fn start(
     let (is_serving, serving) = watch::channel(false);
     let counters = task::Counters::register(registry);
     let task = tokio::spawn(task::run(config, nodes, serving, members, counters, shutdown));
-    (Membership { members: receiver, is_serving: Arc::new(is_serving) }, task)
+    (Membership { members: receiver, is_serving: Arc::new(is_serving), _fixed: None }, task)
 }

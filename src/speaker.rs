@@ -29,6 +29,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::Client;
 use tokio::sync::{Notify, watch as channel};
+use tokio::task::JoinHandle;
 
 use self::apply::announcement::{Report, status};
 use self::apply::{ApplyError, Responders};
@@ -37,13 +38,14 @@ use self::index::{Index, Observation};
 use self::l2::interface::Settings;
 use self::metrics::Metrics;
 use self::plan::Stations;
-use self::watch::Inbox;
+use self::watch::{Inbox, Sources};
 use crate::membership::Membership;
 use crate::model::link::Links;
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
+use crate::runtime::admin::Readiness;
 use crate::runtime::reconcile::{self, Component, Next, Now, Scope};
-use crate::runtime::shutdown::Shutdown;
+use crate::runtime::shutdown::{Shutdown, shutdown as stop};
 
 /// How this node announces.
 #[derive(Clone, Debug)]
@@ -72,17 +74,44 @@ pub struct Surroundings {
     pub membership: Membership,
     /// What this node's kernel forwards.
     pub programmed: channel::Receiver<Arc<Programmed>>,
+    /// Where the speaker says that it does its work.
+    pub readiness: Readiness,
 }
 
-/// Announces until shutdown. When it returns, nothing is answered any more and the node's `NodeAnnouncement` says so.
-pub async fn run(config: Config, client: Client, surroundings: Surroundings, metrics: Metrics, shutdown: Shutdown) {
-    let Surroundings { inbox: Inbox { sender, observations }, links, membership, programmed } = surroundings;
+/// The part that is ready once the speaker has announced all that it is to.
+const FIRST_TURN: &str = "speaker";
+
+/// The part that writes the `NodeAnnouncement`.
+const WRITER: &str = "writer of the node announcement";
+
+/// Announces until shutdown, or until something that it rests on ends unasked. When it returns, nothing is answered any
+/// more and the node's `NodeAnnouncement` says so. That the speaker is not ready yet is said before the first poll.
+pub fn run(
+    config: Config,
+    client: Client,
+    surroundings: Surroundings,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) -> impl Future<Output = ()> + Send {
+    surroundings.readiness.expect(FIRST_TURN);
+    announce(config, client, surroundings, metrics, shutdown)
+}
+
+async fn announce(
+    config: Config,
+    client: Client,
+    surroundings: Surroundings,
+    metrics: Metrics,
+    mut shutdown: Shutdown,
+) {
+    let Surroundings { inbox: Inbox { sender, observations }, links, membership, programmed, readiness } = surroundings;
     let ended = Arc::new(Notify::new());
-    watch::start(&client, links, &membership, programmed, Arc::clone(&ended), &sender);
+    let mut sources = watch::start(&client, links, &membership, programmed, Arc::clone(&ended), &sender);
     // The sources hold clones: the loop ends when they do.
     drop(sender);
     let (reports, written) = channel::channel(None);
-    let writer = tokio::spawn(apply::announcement::write(client, config.node.clone(), written, shutdown.clone()));
+    let (end, ends) = stop();
+    let mut writer = tokio::spawn(apply::announcement::write(client, config.node.clone(), written, ends.clone()));
     let settings = Settings { refresh: config.refresh, metrics: metrics.clone(), ended };
     let mut speaker = Speaker {
         node: config.node,
@@ -94,12 +123,39 @@ pub async fn run(config: Config, client: Client, surroundings: Surroundings, met
         membership,
         metrics,
         reports,
+        readiness,
     };
-    reconcile::run(&mut speaker, observations, shutdown).await;
+    let supervised = async {
+        let unasked = first_end(&mut sources, &mut writer, &mut shutdown).await;
+        end.request();
+        unasked
+    };
+    let ((), unasked) = tokio::join!(reconcile::run(&mut speaker, observations, ends), supervised);
     drop(speaker);
-    if let Err(error) = writer.await {
+    if let Some(part) = unasked {
+        tracing::error!(part, "a part of the speaker ended unexpectedly, nothing is announced any more");
+    }
+    if unasked != Some(WRITER)
+        && let Err(error) = writer.await
+    {
         tracing::error!(%error, "the writer of the node announcement failed");
     }
+}
+
+/// The name of whatever ended though nobody asked it to; nothing once shutdown is requested.
+async fn first_end(
+    sources: &mut Sources,
+    writer: &mut JoinHandle<()>,
+    shutdown: &mut Shutdown,
+) -> Option<&'static str> {
+    let name = tokio::select! {
+        biased;
+        () = shutdown.requested() => return None,
+        Some(name) = sources.join_next() => name.unwrap_or("source"),
+        _ended = writer => WRITER,
+    };
+    // What the sources follow ends at shutdown too, and may have been seen first.
+    (!shutdown.is_requested()).then_some(name)
 }
 
 struct Speaker {
@@ -114,6 +170,7 @@ struct Speaker {
     membership: Membership,
     metrics: Metrics,
     reports: channel::Sender<Option<Report>>,
+    readiness: Readiness,
 }
 
 impl Component for Speaker {
@@ -161,6 +218,7 @@ impl Component for Speaker {
         match errors.into_iter().next() {
             None => {
                 self.is_changed = false;
+                self.readiness.set(FIRST_TURN, true);
                 Ok(self.next(now.wall))
             }
             Some(error) => Err(error),
@@ -206,3 +264,6 @@ fn log_difference(before: &Stations, after: &Stations, decisions: &BTreeMap<IpAd
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,9 +12,9 @@ use tokio::task::JoinError;
 use super::cluster::{ClusterArgs, ClusterError};
 
 use crate::api::LOAD_BALANCER_CLASS;
-use crate::controller;
 use crate::controller::desired::Settings;
 use crate::controller::metrics::Metrics;
+use crate::controller::{self, ServeError};
 use crate::runtime::admin::{self, AdminError, Readiness};
 use crate::runtime::lease::LeaseSettings;
 use crate::runtime::shutdown::shutdown;
@@ -86,6 +86,12 @@ pub enum ControllerError {
     /// Signals cannot be taken.
     #[error("failed to install signal handlers")]
     Signals(#[source] std::io::Error),
+    /// A part of the controller failed.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A part ended though nobody asked it to.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
     /// A part panicked.
     #[error("a part of the controller panicked")]
     Panicked(#[from] JoinError),
@@ -129,14 +135,15 @@ impl Controller {
         let (work_ended, admin_ends) = shutdown();
         let admin = tokio::spawn(admin::serve(self.admin_address, registry, readiness.clone(), admin_ends));
         tokio::select! {
-            served = admin => served??,
-            () = controller::serve(client, settings, lease, leases, metrics, readiness, stop.clone()) => {}
+            served = admin => {
+                served??;
+                return Err(ControllerError::Ended("admin server"));
+            }
+            served = controller::serve(client, settings, lease, leases, metrics, readiness, stop) => served?,
         }
         work_ended.request();
-        if stop.is_requested() {
-            signals.await?.map_err(ControllerError::Signals)?;
-        }
-        Ok(())
+        // The controller ends in order only when shutdown was requested: by a signal, or because there can be none.
+        signals.await?.map_err(ControllerError::Signals)
     }
 }
 

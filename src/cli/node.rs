@@ -158,8 +158,13 @@ impl Node {
         parts.spawn(ready_once_settled(programmed_here.clone(), readiness.clone(), stop.clone()));
         if self.speaker {
             let membership = self.start_membership(&mut watches, &mut registry, &mut parts, &stop);
-            let surroundings =
-                Surroundings { inbox: watches.for_speaker(), links, membership, programmed: programmed_here };
+            let surroundings = Surroundings {
+                inbox: watches.for_speaker(),
+                links,
+                membership,
+                programmed: programmed_here,
+                readiness: readiness.clone(),
+            };
             let metrics = speaker::metrics::Metrics::register(&mut registry);
             let config = speaker::Config::new(NodeName::new(self.node_name.as_str()));
             let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());

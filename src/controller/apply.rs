@@ -25,6 +25,7 @@ use crate::api::{CONTROLLER_NAME, IPAddressPool};
 use crate::model::claim::{Claim, Tenure};
 use crate::names::{ClaimName, PoolName, ServiceKey};
 use crate::runtime::lease::Leadership;
+use crate::runtime::telemetry::chain;
 use crate::runtime::watch::Observed;
 
 /// How many tasks are under way at a time: enough to hide the API server's latency, few enough to leave it room.
@@ -65,7 +66,7 @@ enum Answer {
 enum End {
     /// All steps are done.
     Done,
-    /// We acted on old state; the newer one is among the answers.
+    /// We acted on old state, and the newer one is among the answers; or there was no answer in time. To be looked at again.
     Stale,
     /// We do not lead any more.
     NotLeading,
@@ -115,7 +116,7 @@ impl Applier {
                     End::NotLeading => {}
                     End::Refused(error) => {
                         let pause = self.refused.get(&subject).map_or(FIRST_PAUSE, |(_, pause)| *pause);
-                        tracing::warn!(%subject, %error, ?pause, "write refused, the object is set aside");
+                        tracing::warn!(%subject, error = chain(&*error), ?pause, "write refused, the object is set aside");
                         self.refused.insert(subject, (now + pause, (pause * 2).min(LONGEST_PAUSE)));
                     }
                     End::Unreachable(source) => {
@@ -164,35 +165,34 @@ impl Sender {
     async fn run(&self, task: Task) -> (Subject, Vec<Answer>, End) {
         let mut answers = Vec::new();
         for step in &task.steps {
-            let Some(remaining) = self.leadership.remaining() else {
-                return (task.subject, answers, End::NotLeading);
-            };
             if let Step::Report(report) = step {
-                self.report(&task.subject, report).await;
-                continue;
+                match self.while_leading(self.report(&task.subject, report)).await {
+                    Ok(()) => continue,
+                    Err(end) => return (task.subject, answers, end),
+                }
             }
-            let error = match tokio::time::timeout(remaining, self.step(step)).await {
+            let error = match self.while_leading(self.step(step)).await {
                 Ok(Ok(answer)) => {
                     self.metrics.writes.inc_by(u64::from(step.is_write()));
                     answers.extend(answer);
                     continue;
                 }
                 Ok(Err(error)) => error,
-                // Whether the write was taken is not known: the watch, or the next leader, will see.
-                Err(_elapsed) => return (task.subject, answers, End::NotLeading),
+                Err(end) => return (task.subject, answers, end),
             };
             // Without a status it is a failure of the connection.
             let code = if let kube::Error::Api(status) = &error { status.code } else { 503 };
             let end = match code {
                 404 | 409 => {
                     self.metrics.failed("Stale");
-                    tracing::debug!(subject = %task.subject, %error, "acted on old state, looking again");
-                    match self.newest(step).await {
-                        Ok(answer) => {
+                    tracing::debug!(subject = %task.subject, error = chain(&error), "acted on old state, looking again");
+                    match self.while_leading(self.newest(step)).await {
+                        Ok(Ok(answer)) => {
                             answers.extend(answer);
                             End::Stale
                         }
-                        Err(error) => End::Unreachable(Box::new(error)),
+                        Ok(Err(error)) => End::Unreachable(Box::new(error)),
+                        Err(end) => end,
                     }
                 }
                 429 | 500..=599 => End::Unreachable(Box::new(error)),
@@ -206,6 +206,15 @@ impl Sender {
             return (task.subject, answers, end);
         }
         (task.subject, answers, End::Done)
+    }
+
+    /// Does one thing unless we lead no more, and gives it up when the lease, as it stands now, has run out.
+    async fn while_leading<T>(&self, work: impl Future<Output = T>) -> Result<T, End> {
+        let remaining = self.leadership.remaining().ok_or(End::NotLeading)?;
+        tokio::time::timeout(remaining, work).await.map_err(|_elapsed| {
+            // Whether a write was taken is not known: we, or the next leader, will see.
+            if self.leadership.is_current() { End::Stale } else { End::NotLeading }
+        })
     }
 
     async fn step(&self, step: &Step) -> Result<Option<Answer>, kube::Error> {
@@ -338,7 +347,7 @@ impl Sender {
         // first, and ours differ in their text.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
         if let Err(error) = recorder.publish(&event, &reference).await {
-            tracing::debug!(%subject, %error, "event could not be written");
+            tracing::debug!(%subject, error = chain(&error), "event could not be written");
         }
     }
 

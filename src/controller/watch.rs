@@ -1,6 +1,5 @@
 //! The controller's watches: Services, pools, claims, namespaces and the nodes' announcements.
 
-use futures::future;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
@@ -68,18 +67,17 @@ where
     }
 }
 
-/// Watches everything until nobody listens any more.
-pub async fn watch(client: Client, sender: mpsc::Sender<Event>) {
+/// Watches everything until one watch ends, which it does when nobody listens any more; gives its name.
+pub async fn watch(client: Client, sender: mpsc::Sender<Event>) -> &'static str {
     // The first list of Services is long: pages keep the API server's and our own peak small.
     let config = || watcher::Config::default().page_size(500);
-    future::join5(
-        forward(client.clone(), config(), vec![sink(sender.clone(), Event::Services)]),
-        forward(client.clone(), config(), vec![sink(sender.clone(), Event::Pools)]),
-        forward(client.clone(), config(), vec![sink(sender.clone(), Event::Claims)]),
-        forward(client.clone(), config(), vec![sink(sender.clone(), Event::Namespaces)]),
-        forward(client, config(), vec![sink(sender, Event::Nodes)]),
-    )
-    .await;
+    tokio::select! {
+        () = forward(client.clone(), config(), vec![sink(sender.clone(), Event::Services)]) => "watch of Services",
+        () = forward(client.clone(), config(), vec![sink(sender.clone(), Event::Pools)]) => "watch of IPAddressPools",
+        () = forward(client.clone(), config(), vec![sink(sender.clone(), Event::Claims)]) => "watch of AddressClaims",
+        () = forward(client.clone(), config(), vec![sink(sender.clone(), Event::Namespaces)]) => "watch of Namespaces",
+        () = forward(client.clone(), config(), vec![sink(sender.clone(), Event::Nodes)]) => "watch of NodeAnnouncements",
+    }
 }
 
 fn gone<K>(metadata: &ObjectMeta, key: K) -> Gone<K> {

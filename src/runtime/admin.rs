@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -13,6 +13,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use nix::errno::Errno;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
@@ -75,13 +76,30 @@ pub async fn serve(
     readiness: Readiness,
     mut shutdown: Shutdown,
 ) -> Result<(), AdminError> {
-    let listener = TcpListener::bind(address).await.map_err(|source| AdminError::Listen { address, source })?;
+    let listener = listen(address).await.map_err(|source| AdminError::Listen { address, source })?;
+    let address = listener.local_addr().unwrap_or(address);
     tracing::info!(%address, "serving metrics and health checks");
     let routes = router(registry, readiness);
     axum::serve(listener, routes)
         .with_graceful_shutdown(async move { shutdown.requested().await })
         .await
         .map_err(AdminError::Serve)
+}
+
+/// `[::]` is the address of both families, and on a node without IPv6 that of none: there it means `0.0.0.0`.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && has_no_ipv6(&error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        outcome => outcome,
+    }
+}
+
+/// Without the protocol, or with it switched off on every interface.
+fn has_no_ipv6(error: &io::Error) -> bool {
+    let number = error.raw_os_error().map(Errno::from_raw);
+    matches!(number, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
 }
 
 fn router(registry: Registry, readiness: Readiness) -> Router {
@@ -112,6 +130,13 @@ async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_taken_port_is_no_lack_of_ipv6() {
+        assert!(has_no_ipv6(&io::Error::from(Errno::EAFNOSUPPORT)));
+        assert!(has_no_ipv6(&io::Error::from(Errno::EADDRNOTAVAIL)));
+        assert!(!has_no_ipv6(&io::Error::from(Errno::EADDRINUSE)));
+    }
 
     #[test]
     fn ready_once_every_part_is() {

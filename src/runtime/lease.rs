@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::shutdown::Shutdown;
+use super::telemetry::chain;
 
 /// How the election runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -279,16 +280,6 @@ impl<S: LeaseStore> Election<S> {
             Err(_elapsed) => tracing::warn!("lease could not be given back in time, it will run out"),
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

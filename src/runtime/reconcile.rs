@@ -15,7 +15,7 @@
 //!   shorten the pause.
 //! * Shutdown is looked at between turns, never within one.
 
-use std::fmt::Display;
+use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::shutdown::Shutdown;
+use super::telemetry::chain;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -66,7 +67,7 @@ pub trait Component: Send {
     /// One observation.
     type Event: Send + 'static;
     /// Why a turn failed.
-    type Error: Display + Send;
+    type Error: Error + Send;
 
     /// The component's name in logs.
     const NAME: &'static str;
@@ -105,7 +106,7 @@ pub async fn run<C: Component>(component: &mut C, mut events: mpsc::Receiver<C::
                 }
                 None => return,
             },
-            () = tokio::time::sleep_until(wake) => {}
+            () = sleep_until(wake) => {}
         }
         while let Ok(event) = events.try_recv() {
             component.observe(event);
@@ -117,9 +118,17 @@ pub async fn run<C: Component>(component: &mut C, mut events: mpsc::Receiver<C::
             Ok(next) => state.succeeded(scope, next, Instant::now(), component.resync_every()),
             Err(error) => {
                 let pause = state.failed(Instant::now());
-                tracing::warn!(component = C::NAME, %error, ?pause, "turn failed, everything will be looked at again");
+                let error = chain(&error);
+                tracing::warn!(component = C::NAME, error, ?pause, "turn failed, everything will be looked at again");
             }
         }
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -146,13 +155,13 @@ impl LoopState {
         }
     }
 
-    /// How long to sleep if no event comes.
-    fn wake(&self, is_synced: bool) -> Instant {
+    /// How long to sleep if no event comes; without end while nothing but an event can make a turn due.
+    fn wake(&self, is_synced: bool) -> Option<Instant> {
         let far = self.resync_at;
         match (is_synced, self.retry_at) {
-            (false, _) => far,
-            (true, Some(retry)) => retry,
-            (true, None) => self.deadline.map_or(far, |deadline| deadline.min(far)),
+            (false, _) => None,
+            (true, Some(retry)) => Some(retry),
+            (true, None) => Some(self.deadline.map_or(far, |deadline| deadline.min(far))),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! One object that cannot be read never stops a watch: it counts as absent, and the log says why.
 
-use std::fmt::{Debug, Display};
+use std::error::Error;
+use std::fmt::Debug;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -16,12 +17,22 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use super::telemetry::chain;
+
 /// The first pause after a watch broke; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause: how stale a component may be once the API server is back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A watch that held this long starts again from [`FIRST_PAUSE`].
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+
+/// After how many seconds the API server ends a watch, which goes on at once where it was. A connection that has died in
+/// silence is given up 5 s later: how stale a component may be while nothing tells it so. Short before the end the server
+/// sends a bookmark, so that even a kind that never changes is not listed anew.
+const WATCH_SECONDS: u32 = 60;
+/// How long an answer, or its next part, may take before the connection counts as dead: longer than the silence of a
+/// watch on which nothing happens.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 15);
 
 /// A value that is read from API objects of one kind.
 pub trait Observed: Sized + Send + 'static {
@@ -30,7 +41,7 @@ pub trait Observed: Sized + Send + 'static {
     /// What tells two of them apart.
     type Key: Debug + Send + 'static;
     /// Why one is not used.
-    type Error: Display;
+    type Error: Error;
 
     /// The key, if the object has the names that it needs.
     fn key(metadata: &ObjectMeta) -> Option<Self::Key>;
@@ -80,12 +91,12 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let mut events = std::pin::pin!(watcher(api, config).backoff(pauses()));
+    let mut events = std::pin::pin!(watcher(api, config.timeout(WATCH_SECONDS)).backoff(pauses()));
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!(kind = %K::kind(&()), %error, "watch broke, trying again");
+                tracing::warn!(kind = %K::kind(&()), error = chain(&error), "watch broke, trying again");
                 continue;
             }
         };
@@ -151,9 +162,9 @@ fn read<T: Observed>(object: &DeserializeGuard<T::Object>) -> Result<T, Option<T
     let reason = match &object.0 {
         Ok(object) => match T::read(object) {
             Ok(value) => return Ok(value),
-            Err(error) => error.to_string(),
+            Err(error) => chain(&error),
         },
-        Err(error) => error.to_string(),
+        Err(error) => chain(&error),
     };
     tracing::warn!(kind = %T::Object::kind(&()), ?key, reason, "object cannot be used and counts as absent");
     Err(key)

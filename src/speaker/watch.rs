@@ -1,13 +1,16 @@
 //! Where the speaker's observations come from: six kinds of the API, this node's interfaces, membership and the datapath.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::runtime::watcher::Config;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 
 use super::index::{AnnouncedService, Change, Observation, PoolLabels, SeenNode, UsableEndpoints};
 use crate::api;
@@ -60,7 +63,10 @@ impl Inbox {
     }
 }
 
-/// Starts the sources that are the speaker's alone. They end when the receiver is dropped.
+/// The sources of one speaker; each ends with its name. Dropping them ends them.
+pub(super) type Sources = JoinSet<&'static str>;
+
+/// Starts the sources that are the speaker's alone. While the receiver is held, one that ends has failed.
 pub(super) fn start(
     client: &Client,
     links: watch::Receiver<Arc<Links>>,
@@ -68,28 +74,41 @@ pub(super) fn start(
     programmed: watch::Receiver<Arc<Programmed>>,
     ended: Arc<Notify>,
     sender: &mpsc::Sender<Observation>,
-) {
+) -> Sources {
+    let mut sources = Sources::new();
     let pools = sink::<PoolLabels, _>(sender.clone(), |event| Observation::Pool(event.into()));
-    tokio::spawn(forward(client.clone(), Config::default(), vec![pools]));
+    let pools = forward(client.clone(), Config::default(), vec![pools]);
+    sources.spawn(named("watch of IPAddressPools", pools));
     let advertisements = sink::<L2Advertisement, _>(sender.clone(), |event| Observation::Advertisement(event.into()));
-    tokio::spawn(forward(client.clone(), Config::default(), vec![advertisements]));
+    let advertisements = forward(client.clone(), Config::default(), vec![advertisements]);
+    sources.spawn(named("watch of L2Advertisements", advertisements));
     let claims = sink::<HeldClaim, _>(sender.clone(), |event| Observation::Claim(claims_of(event)));
-    tokio::spawn(forward(client.clone(), Config::default(), vec![claims]));
-    tokio::spawn(relay(links, sender.clone(), Observation::Links));
-    tokio::spawn(relay(membership.members(), sender.clone(), Observation::Members));
-    tokio::spawn(relay(programmed, sender.clone(), Observation::Programmed));
-    let sender = sender.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                () = sender.closed() => return,
-                () = ended.notified() => {}
-            }
-            if sender.send(Observation::ResponderEnded).await.is_err() {
-                return;
-            }
+    let claims = forward(client.clone(), Config::default(), vec![claims]);
+    sources.spawn(named("watch of AddressClaims", claims));
+    sources.spawn(named("interfaces", relay(links, sender.clone(), Observation::Links)));
+    sources.spawn(named("membership", relay(membership.members(), sender.clone(), Observation::Members)));
+    sources.spawn(named("datapath", relay(programmed, sender.clone(), Observation::Programmed)));
+    sources.spawn(named("responders", relay_ends(ended, sender.clone())));
+    sources
+}
+
+pub(super) async fn named(name: &'static str, source: impl Future<Output = ()>) -> &'static str {
+    // The panic itself is on stderr already; who it was is known only here.
+    let _panicked = AssertUnwindSafe(source).catch_unwind().await;
+    name
+}
+
+/// Tells the loop whenever a responder has ended by itself.
+async fn relay_ends(ended: Arc<Notify>, sender: mpsc::Sender<Observation>) {
+    loop {
+        tokio::select! {
+            () = sender.closed() => return,
+            () = ended.notified() => {}
         }
-    });
+        if sender.send(Observation::ResponderEnded).await.is_err() {
+            return;
+        }
+    }
 }
 
 impl<T: Observed> From<Event<T>> for Change<T::Key, T> {

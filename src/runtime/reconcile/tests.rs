@@ -1,9 +1,14 @@
 //! The loop's guarantees, with the clock stopped.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::runtime::shutdown::shutdown;
+
+#[derive(Debug, thiserror::Error)]
+#[error("not today")]
+struct Fault;
 
 /// Records its turns: scope and how many events it had seen.
 struct Recorder {
@@ -12,11 +17,13 @@ struct Recorder {
     fail_turns: usize,
     turns: Arc<Mutex<Vec<(Scope, usize, Instant)>>>,
     next: Next,
+    /// How often the loop asked whether it may begin.
+    asked: Arc<AtomicUsize>,
 }
 
 impl Component for Recorder {
     type Event = ();
-    type Error = &'static str;
+    type Error = Fault;
     const NAME: &'static str = "recorder";
 
     fn observe(&mut self, (): ()) {
@@ -24,14 +31,15 @@ impl Component for Recorder {
     }
 
     fn is_synced(&self) -> bool {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         self.seen >= self.synced_after
     }
 
-    async fn turn(&mut self, scope: Scope, now: Now) -> Result<Next, &'static str> {
+    async fn turn(&mut self, scope: Scope, now: Now) -> Result<Next, Fault> {
         self.turns.lock().unwrap().push((scope, self.seen, now.monotonic));
         if self.fail_turns > 0 {
             self.fail_turns -= 1;
-            return Err("not today");
+            return Err(Fault);
         }
         Ok(self.next)
     }
@@ -55,13 +63,37 @@ async fn run_for(span: Duration, mut recorder: Recorder, initial: usize) -> Vec<
 }
 
 fn recorder() -> Recorder {
-    Recorder { seen: 0, synced_after: 1, fail_turns: 0, turns: Arc::default(), next: Next::OnEvent }
+    Recorder {
+        seen: 0,
+        synced_after: 1,
+        fail_turns: 0,
+        turns: Arc::default(),
+        next: Next::OnEvent,
+        asked: Arc::default(),
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_turn_before_the_first_lists() {
     let turns = run_for(Duration::from_secs(10), Recorder { synced_after: 3, ..recorder() }, 2).await;
     assert_eq!(turns, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_that_come_hours_late_are_waited_for_asleep() {
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let (sender, receiver) = mpsc::channel(1);
+    let (trigger, handle) = shutdown();
+    let mut recorder = Recorder { asked: Arc::clone(&waiting), ..recorder() };
+    let turns = Arc::clone(&recorder.turns);
+    let task = tokio::spawn(async move { run(&mut recorder, receiver, handle).await });
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    assert_eq!(waiting.load(Ordering::Relaxed), 1, "the loop looked though nothing had come");
+    sender.send(()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    trigger.request();
+    task.await.unwrap();
+    assert_eq!(turns.lock().unwrap().iter().map(|(scope, ..)| *scope).collect::<Vec<_>>(), [Scope::Resync]);
 }
 
 #[tokio::test(start_paused = true)]

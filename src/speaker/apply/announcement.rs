@@ -18,6 +18,7 @@ use super::ApplyError;
 use crate::api::node_announcement::{Announcement, NodeAnnouncement, NodeAnnouncementStatus, Problem};
 use crate::names::NodeName;
 use crate::runtime::shutdown::Shutdown;
+use crate::runtime::telemetry::chain;
 use crate::speaker::desired::{Decision, Verdict};
 use crate::speaker::plan::Stations;
 use crate::speaker::silence::Silence;
@@ -96,7 +97,7 @@ fn defects(address: IpAddr, decision: &Decision, now: Timestamp) -> Vec<Problem>
 
 fn failure(error: &ApplyError, now: Timestamp) -> Problem {
     let (reason, message) = match error {
-        ApplyError::OpenSockets { source, .. } => ("OpenSockets", format!("{error}: {source}")),
+        ApplyError::OpenSockets { .. } => ("OpenSockets", chain(error)),
     };
     Problem { component: COMPONENT.to_owned(), service: None, reason: reason.to_owned(), message, since: Time(now) }
 }
@@ -128,7 +129,7 @@ pub async fn write(
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, ?pause, "node announcement could not be written, trying again");
+                tracing::warn!(error = chain(&error), ?pause, "node announcement could not be written, trying again");
                 tokio::select! {
                     () = shutdown.requested() => break,
                     () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
@@ -141,7 +142,7 @@ pub async fn write(
         let last = Report { owner, status: NodeAnnouncementStatus::default() };
         match tokio::time::timeout(FAREWELL, put(&api, &node, &last)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "node announcement could not be emptied"),
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "node announcement could not be emptied"),
             Err(_) => tracing::warn!("node announcement could not be emptied in time"),
         }
     }

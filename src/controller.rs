@@ -45,6 +45,9 @@ use metrics::Metrics;
 use plan::plan;
 use watch::Event;
 
+/// How often a standby looks whether it leads, besides being told.
+const STANDBY_PERIOD: Duration = Duration::from_secs(1);
+
 /// How many observations may wait while a turn runs.
 const QUEUE: usize = 1024;
 
@@ -99,7 +102,8 @@ impl Component for Controller {
         let is_leader = self.leadership.is_current();
         self.metrics.is_leader.set(i64::from(is_leader));
         if !is_leader {
-            return Ok(Next::OnEvent);
+            // A lease that lapsed and came back within a turn is told by no event.
+            return Ok(Next::After(STANDBY_PERIOD));
         }
         let desired = desired(&self.index, &self.settings, now.wall);
         let plan = plan(&self.index, &desired, now.wall);

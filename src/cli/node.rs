@@ -1,4 +1,5 @@
-//! `steelyard node`: the agent of one node. Starts its parts, joins them by channels, ends them in order.
+//! `steelyard node`: the agent of one node. Starts its parts, joins them by channels, and waits at the end for those that
+//! have something to put in order.
 //!
 //! ```text
 //!   watches ──▶ datapath ──programmed addresses──▶ speaker ──▶ ARP, NDP
@@ -23,7 +24,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::cluster::{ClusterArgs, ClusterError};
 use crate::datapath;
-use crate::datapath::apply::ApplyError;
+use crate::datapath::apply::{ApplyError, Programmer};
 use crate::datapath::reconciler::Datapath;
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
 use crate::membership::{self, Membership, Timing};
@@ -48,7 +49,9 @@ Examples:
   steelyard node --datapath off
       announce only: another service proxy forwards
   steelyard node --cluster-cidr 10.244.0.0/16 --cluster-cidr fd00:10:244::/56
-      tell pods of all nodes from other clients, not only this node's";
+      tell pods of all nodes from other clients, not only this node's
+  steelyard node --cleanup
+      after uninstalling: delete the nf_tables tables that the agent left";
 
 /// Whether this agent forwards Service traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -67,14 +70,14 @@ pub struct Node {
     cluster: ClusterArgs,
 
     /// This node's name in the API
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
-    node_name: String,
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", required_unless_present = "cleanup")]
+    node_name: Option<String>,
 
     /// Whether to announce addresses on the node's links
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     speaker: bool,
 
-    /// Whether to forward Service traffic
+    /// Whether to forward Service traffic; with `off`, rules of an earlier run are deleted at the start
     #[arg(long, value_enum, default_value_t = DatapathMode::On)]
     datapath: DatapathMode,
 
@@ -97,6 +100,10 @@ pub struct Node {
     /// Where to serve /metrics, /healthz and /readyz
     #[arg(long, default_value = "[::]:9791", value_name = "ADDRESS:PORT")]
     admin_address: SocketAddr,
+
+    /// Delete our nf_tables tables on this machine and exit; needs no API server
+    #[arg(long)]
+    cleanup: bool,
 }
 
 /// Why the agent ended.
@@ -110,7 +117,13 @@ pub enum NodeError {
     Links(#[from] LinksError),
     /// The datapath could not start.
     #[error("failed to start the datapath")]
-    Datapath(#[from] ApplyError),
+    Datapath(#[source] ApplyError),
+    /// Rules of an earlier run would go on forwarding to endpoints of then.
+    #[error("failed to remove the datapath of an earlier run")]
+    Cleanup(#[source] ApplyError),
+    /// There is nobody to announce or forward for.
+    #[error("--node-name is missing")]
+    NoNodeName,
     /// The admin server could not start or broke.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -134,6 +147,13 @@ impl Node {
     /// # Errors
     /// When the agent cannot start, or a part ends unasked.
     pub async fn run(self) -> Result<(), NodeError> {
+        if self.cleanup {
+            return cleanup();
+        }
+        let name = self.node_name.as_deref().map(NodeName::new).ok_or(NodeError::NoNodeName)?;
+        if self.datapath == DatapathMode::Off {
+            cleanup()?;
+        }
         let client = self.cluster.client().await?;
         let mut registry = Registry::with_prefix("steelyard");
         let readiness = Readiness::default();
@@ -146,8 +166,8 @@ impl Node {
         match self.datapath {
             DatapathMode::On => {
                 let metrics = datapath::metrics::Metrics::register(&mut registry);
-                let node = NodeName::new(self.node_name.as_str());
-                let datapath = Datapath::new(node, self.settings(), programmed, metrics)?;
+                let datapath =
+                    Datapath::new(name.clone(), self.settings(), programmed, metrics).map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), &mut parts);
                 let stopped = stop.clone();
                 parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
@@ -157,7 +177,7 @@ impl Node {
         readiness.expect("datapath");
         parts.spawn(ready_once_settled(programmed_here.clone(), readiness.clone(), stop.clone()));
         if self.speaker {
-            let membership = self.start_membership(&mut watches, &mut registry, &mut parts, &stop);
+            let membership = self.start_membership(name.clone(), &mut watches, &mut registry, &mut parts, &stop);
             let surroundings = Surroundings {
                 inbox: watches.for_speaker(),
                 links,
@@ -166,7 +186,7 @@ impl Node {
                 readiness: readiness.clone(),
             };
             let metrics = speaker::metrics::Metrics::register(&mut registry);
-            let config = speaker::Config::new(NodeName::new(self.node_name.as_str()));
+            let config = speaker::Config::new(name);
             let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
             parts.spawn(ends(speaker, "speaker"));
         }
@@ -177,10 +197,10 @@ impl Node {
         parts.spawn(
             async move { trigger.request_on_signal().await.map(|()| "signal handler").map_err(NodeError::Signals) },
         );
-        let in_order =
+        let awaited =
             [("datapath", self.datapath == DatapathMode::On), ("speaker", self.speaker), ("membership", self.speaker)];
-        let in_order = in_order.into_iter().filter(|(_, runs)| *runs).map(|(name, _)| name);
-        finish(parts, &stop, in_order.collect()).await
+        let awaited = awaited.into_iter().filter(|(_, runs)| *runs).map(|(name, _)| name);
+        finish(parts, &stop, awaited.collect()).await
     }
 
     fn settings(&self) -> Settings {
@@ -197,6 +217,7 @@ impl Node {
 
     fn start_membership(
         &self,
+        node: NodeName,
         watches: &mut Watches,
         registry: &mut Registry,
         parts: &mut Parts,
@@ -204,11 +225,7 @@ impl Node {
     ) -> Membership {
         let (nodes, addresses) = membership::nodes::addresses();
         watches.nodes.push(nodes);
-        let config = membership::Config {
-            node: NodeName::new(self.node_name.as_str()),
-            port: self.membership_port,
-            timing: Timing::default(),
-        };
+        let config = membership::Config { node, port: self.membership_port, timing: Timing::default() };
         let (membership, task) = membership::start(config, addresses, registry, stop.clone());
         parts.spawn(async move { task.await.map(|()| "membership").map_err(Into::into) });
         membership
@@ -258,6 +275,15 @@ impl Watches {
     }
 }
 
+/// Deletes our tables, so that nothing goes on forwarding as it was when they were last written.
+fn cleanup() -> Result<(), NodeError> {
+    let deleted = Programmer::new().and_then(|mut programmer| programmer.cleanup()).map_err(NodeError::Cleanup)?;
+    for family in deleted {
+        tracing::info!(%family, "deleted our nf_tables table");
+    }
+    Ok(())
+}
+
 async fn run_datapath(
     mut datapath: Datapath,
     events: mpsc::Receiver<datapath::watch::Event>,
@@ -302,16 +328,16 @@ async fn ready_once_settled(
     Ok("readiness")
 }
 
-/// Waits until the parts that have something to put in order have done so after shutdown was requested; a part that ends
-/// before is an error. Watches have nothing to put in order: they end with the process.
-async fn finish(mut parts: Parts, stop: &Shutdown, mut in_order: BTreeSet<&'static str>) -> Result<(), NodeError> {
+/// Waits for the parts that have something to put in order after shutdown was requested; they end in no certain order. A
+/// part that ends before is an error. The other parts, the watches among them, end with the process.
+async fn finish(mut parts: Parts, stop: &Shutdown, mut awaited: BTreeSet<&'static str>) -> Result<(), NodeError> {
     while let Some(part) = parts.join_next().await {
         let name = part??;
         if !stop.is_requested() {
             return Err(NodeError::Ended(name));
         }
-        in_order.remove(name);
-        if in_order.is_empty() {
+        awaited.remove(name);
+        if awaited.is_empty() {
             return Ok(());
         }
     }

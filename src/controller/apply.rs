@@ -112,8 +112,8 @@ impl Applier {
                     End::Done => {
                         self.refused.remove(&subject);
                     }
-                    End::Stale => is_stale = true,
-                    End::NotLeading => {}
+                    // Leadership may have come back already: what was left undone is looked at again.
+                    End::Stale | End::NotLeading => is_stale = true,
                     End::Refused(error) => {
                         let pause = self.refused.get(&subject).map_or(FIRST_PAUSE, |(_, pause)| *pause);
                         tracing::warn!(%subject, error = chain(&*error), ?pause, "write refused, the object is set aside");
@@ -195,7 +195,8 @@ impl Sender {
                         Err(end) => end,
                     }
                 }
-                429 | 500..=599 => End::Unreachable(Box::new(error)),
+                // 500 is what a broken webhook makes of one object: the others must not wait for it.
+                429 | 501..=599 => End::Unreachable(Box::new(error)),
                 _ => End::Refused(Box::new(error)),
             };
             match &end {

@@ -8,12 +8,13 @@ use thiserror::Error;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
+use crate::datapath::nft::layout::table;
 use crate::datapath::nft::{read, write};
 use crate::datapath::plan::{Belief, Found, Scope, Transaction};
 use crate::model::Family;
 use crate::netlink::nf_tables::{Connection, ConnectionError};
 
-/// Why nothing was programmed. What was in the kernel before is there still.
+/// Why the kernel is not known to have what it should.
 #[derive(Debug, Error)]
 pub enum ApplyError {
     /// There is no way to the kernel.
@@ -30,8 +31,8 @@ pub enum ApplyError {
         /// What the kernel said.
         source: ConnectionError,
     },
-    /// Our tables are still there.
-    #[error("failed to delete our tables")]
+    /// Our tables may still be there.
+    #[error("failed to delete our nf_tables tables")]
     Cleanup(#[source] ConnectionError),
 }
 
@@ -69,8 +70,6 @@ pub struct Programmer {
     belief: Belief,
     quarantined: BTreeMap<EntryKey, Quarantine>,
     programmed: Programmed,
-    /// Only what a former process left: what we lost sight of ourselves is made anew.
-    may_adopt: bool,
 }
 
 /// How many ports of each address are in the kernel.
@@ -94,8 +93,9 @@ impl Programmed {
         }
     }
 
-    fn find(&mut self, found: &Found) {
-        for element in &found.elements {
+    fn observe(&mut self, family: Family, found: Option<&Found>) {
+        self.counts.retain(|address, _| Family::of(*address) != family);
+        for element in found.into_iter().flat_map(|found| &found.elements) {
             self.change(element, |count| count + 1);
         }
     }
@@ -123,15 +123,15 @@ impl Programmer {
             belief: Belief::default(),
             quarantined: BTreeMap::new(),
             programmed: Programmed::default(),
-            may_adopt: true,
         })
     }
 
-    /// Programs what changed.
+    /// Programs what changed. With [`Scope::All`] the kernel is read first: what a former process left is taken over, and
+    /// what others did to our elements meanwhile is undone.
     ///
     /// # Errors
     ///
-    /// When the kernel takes nothing. The next turn tries the whole table, whatever its scope.
+    /// When the kernel takes nothing. The next turn is over everything, whatever its scope.
     pub fn apply(
         &mut self,
         entries: &BTreeMap<EntryKey, ForwardingEntry>,
@@ -143,8 +143,8 @@ impl Programmer {
             Scope::Keys(keys) => self.quarantined.retain(|key, _| entries.contains_key(key) && !keys.contains(key)),
         }
         let scope = if self.belief.is_nothing() { &Scope::All } else { scope };
-        if std::mem::replace(&mut self.may_adopt, false) {
-            self.adopt(entries);
+        if *scope == Scope::All {
+            self.observe(entries);
         }
         let is_whole = self.belief.is_nothing();
         let error = match self.attempt(entries, scope, node) {
@@ -172,28 +172,36 @@ impl Programmer {
         self.programmed.counts.keys().copied()
     }
 
-    /// Deletes our tables.
+    /// Deletes our tables, as far as they are there, and tells which were.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Cleanup`].
-    pub fn cleanup(&mut self) -> Result<(), ApplyError> {
+    pub fn cleanup(&mut self) -> Result<Vec<Family>, ApplyError> {
         self.belief.forget();
-        self.connection.commit(&write::cleanup_batch()).map_err(ApplyError::Cleanup)?;
+        let mut there = Vec::new();
+        for family in Family::ALL {
+            if self.connection.table(table(family)).map_err(ApplyError::Cleanup)?.is_some() {
+                there.push(family);
+            }
+        }
+        self.connection.commit(&write::cleanup_batch(&there)).map_err(ApplyError::Cleanup)?;
         self.programmed.counts.clear();
-        Ok(())
+        Ok(there)
     }
 
-    /// Takes over the tables of a former process, where they have the same layout. Anything that is in the way of that
-    /// only means that they are replaced.
-    fn adopt(&mut self, entries: &BTreeMap<EntryKey, ForwardingEntry>) {
+    /// Believes what is in the kernel, where it has our layout. Anything that is in the way of that only means that the
+    /// table is replaced.
+    fn observe(&mut self, entries: &BTreeMap<EntryKey, ForwardingEntry>) {
+        self.belief.forget();
         for family in Family::ALL {
             match read::found(&mut self.connection, family) {
-                Ok(Some(found)) => {
-                    self.programmed.find(&found);
-                    self.belief.adopt(found, entries);
+                Ok(found) => {
+                    self.programmed.observe(family, found.as_ref());
+                    if let Some(found) = found {
+                        self.belief.adopt(found, entries);
+                    }
                 }
-                Ok(None) => {}
                 Err(error) => tracing::warn!(%family, %error, "failed to read our table back, replacing it"),
             }
         }
@@ -206,8 +214,14 @@ impl Programmer {
         scope: &Scope,
         node: &NodeForwarding,
     ) -> Result<Report, ConnectionError> {
-        let skipped = self.quarantined.keys().cloned().collect();
-        let (transaction, refused) = self.belief.update(entries, scope, node, &skipped);
+        let is_whole = self.belief.is_nothing();
+        let (mut transaction, mut refused) = self.plan(entries, scope, node);
+        let is_out_of_classes = refused.values().any(|reason| *reason == Exhausted::Classes);
+        if is_out_of_classes && !is_whole && self.belief.wastes_classes() {
+            self.belief.forget();
+            self.quarantined.retain(|_, reason| *reason != Quarantine::Exhausted(Exhausted::Classes));
+            (transaction, refused) = self.plan(entries, &Scope::All, node);
+        }
         let is_rebuilt = transaction.tables.iter().any(|table| table.is_new);
         if !transaction.is_empty() {
             if let Err(error) = self.connection.commit(&write::batch(&transaction)) {
@@ -219,6 +233,16 @@ impl Programmer {
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
         let (deleted, added) = transaction.size();
         Ok(Report { deleted, added, is_rebuilt, quarantined: self.quarantined.clone() })
+    }
+
+    fn plan(
+        &mut self,
+        entries: &BTreeMap<EntryKey, ForwardingEntry>,
+        scope: &Scope,
+        node: &NodeForwarding,
+    ) -> (Transaction, BTreeMap<EntryKey, Exhausted>) {
+        let skipped = self.quarantined.keys().cloned().collect();
+        self.belief.update(entries, scope, node, &skipped)
     }
 
     /// Finds the entries that the kernel refuses, by checks that change nothing, and quarantines them.
@@ -235,7 +259,6 @@ impl Programmer {
             match part {
                 [] => {}
                 [key] => {
-                    tracing::error!(entry = %key.port, family = %key.family, %error, "the kernel refuses an entry");
                     self.quarantined.insert((*key).clone(), Quarantine::Refused(error.to_string()));
                 }
                 part => {

@@ -17,6 +17,7 @@ pub struct Metrics {
     deleted: Counter,
     rebuilds: Counter,
     quarantined: Gauge,
+    conflicts: Gauge,
 }
 
 impl Metrics {
@@ -30,6 +31,7 @@ impl Metrics {
             deleted: Counter::default(),
             rebuilds: Counter::default(),
             quarantined: Gauge::default(),
+            conflicts: Gauge::default(),
         };
         registry.register_with_unit(
             "program",
@@ -42,8 +44,13 @@ impl Metrics {
         registry.register("rebuilds", "Times that a whole table was made anew", metrics.rebuilds.clone());
         registry.register(
             "quarantined_service_ports",
-            "Service ports that the kernel refuses and that are left out",
+            "Service ports that are left out: the kernel refuses them, or no number is left for them",
             metrics.quarantined.clone(),
+        );
+        registry.register(
+            "conflicts",
+            "Frontends that one Service goes without because another has them",
+            metrics.conflicts.clone(),
         );
         metrics
     }
@@ -55,6 +62,15 @@ impl Metrics {
         self.added.inc_by(count(report.added));
         self.deleted.inc_by(count(report.deleted));
         self.rebuilds.inc_by(u64::from(report.is_rebuilt));
-        self.quarantined.set(i64::try_from(report.quarantined.len()).unwrap_or(i64::MAX));
+        self.quarantined.set(gauge(report.quarantined.len()));
     }
+
+    /// Tells how many Services go without a frontend.
+    pub fn contested(&self, conflicts: usize) {
+        self.conflicts.set(gauge(conflicts));
+    }
+}
+
+fn gauge(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

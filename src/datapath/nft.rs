@@ -13,8 +13,10 @@
 //!                                                               └──────────────────────────────────┘
 //! ```
 //!
-//! What one lookup finds goes to the next in the packet's `meta priority`, which is set back to 0 behind the last one
-//! and is nobody's to read in between. The packet's mark and the connection's are left alone.
+//! What one lookup finds goes to the next in the packet's `meta priority`, which is nobody's to read in between. It is set
+//! back to 0 for packets to no frontend, and behind postrouting for all that leave the node or go over its loopback. A
+//! packet that is delivered here, to an endpoint in the node's own network, arrives with the number of its id. The
+//! packet's mark and the connection's are left alone.
 //!
 //! Maps that grow with the cluster hold numbers, never verdicts: the kernel visits every verdict element again at each
 //! commit. So a change costs what it changes, however many Services there are.

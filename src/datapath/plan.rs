@@ -1,6 +1,7 @@
 //! Compares what should be in the kernel with what is believed to be there.
 //!
 //! The belief is only as good as the last transaction: when one fails it is forgotten, and the next is the whole table.
+//! A turn over everything starts from what was found in the kernel instead, since others may have been there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -75,7 +76,7 @@ struct TableBelief {
     /// Who wants an element that others may want too. The kernel has that of the first.
     claims: BTreeMap<SharedKey, BTreeMap<EntryKey, Element>>,
     node: Vec<Element>,
-    /// What the kernel was found to have, before the first turn.
+    /// What the kernel was found to have, until the next turn.
     found: Option<Found>,
 }
 
@@ -114,9 +115,11 @@ impl Belief {
                 Scope::All => entries.keys().collect(),
                 Scope::Keys(keys) => keys.iter().collect(),
             };
-            let mut known: Vec<EntryKey> = Vec::new();
+            let mut known: BTreeSet<EntryKey> = BTreeSet::new();
             if *scope == Scope::All {
-                known.extend(table.entries.keys().filter(|key| !entries.contains_key(key)).cloned());
+                // Of what was forgotten only the ids are left.
+                let all = table.entries.keys().chain(table.ids.keys());
+                known.extend(all.filter(|key| !entries.contains_key(key)).cloned());
             }
             let changed = keys.into_iter().chain(&known).filter(|key| key.family == family);
             let wanted = |key: &EntryKey| entries.get(key).filter(|_| !skipped.contains(key));
@@ -125,8 +128,9 @@ impl Belief {
         (transaction, refused)
     }
 
-    /// Takes over what a former process left in the kernel: its next turn must be over all entries, and changes only what
-    /// is not as it should be. A frontend's id goes on being that of its entry.
+    /// Takes over what is in the kernel: the next turn must be over all entries, and changes only what is not as it
+    /// should be. Ids are those that were given before; if none were, as after a start, then a frontend's id in the kernel
+    /// goes on being that of its entry.
     pub fn adopt(&mut self, found: Found, entries: &BTreeMap<EntryKey, ForwardingEntry>) {
         let family = found.family;
         self.table_mut(family).adopt(found, entries.iter().filter(|(key, _)| key.family == family));
@@ -139,6 +143,11 @@ impl Belief {
             let ids = std::mem::take(&mut table.ids);
             *table = TableBelief { ids, ..TableBelief::default() };
         }
+    }
+
+    /// Whether a table has chains for numbers of endpoints that no entry has: a new one would do without.
+    pub fn wastes_classes(&self) -> bool {
+        self.v4.wastes_classes() || self.v6.wastes_classes()
     }
 
     /// Whether nothing is believed to be there: the next transaction makes the tables.
@@ -157,6 +166,13 @@ impl Belief {
 impl TableBelief {
     fn adopt<'a>(&mut self, mut found: Found, entries: impl Iterator<Item = (&'a EntryKey, &'a ForwardingEntry)>) {
         found.elements.sort_unstable();
+        let ids = if self.ids.is_empty() { Self::ids_in(&found, entries) } else { std::mem::take(&mut self.ids) };
+        *self = Self { exists: true, ids, classes: Classes::adopt(found.classes.clone()), ..Self::default() };
+        self.found = Some(found);
+    }
+
+    /// The ids that the kernel has for these entries.
+    fn ids_in<'a>(found: &Found, entries: impl Iterator<Item = (&'a EntryKey, &'a ForwardingEntry)>) -> Ids {
         let mut values = BTreeMap::new();
         let mut inside = BTreeMap::new();
         for element in &found.elements {
@@ -178,8 +194,7 @@ impl TableBelief {
             }
         }
         ids.free_all_but(&adopted);
-        *self = Self { exists: true, ids, classes: Classes::adopt(found.classes.clone()), ..Self::default() };
-        self.found = Some(found);
+        ids
     }
 
     fn update<'a>(
@@ -237,6 +252,12 @@ impl TableBelief {
         let is_new = !std::mem::replace(&mut self.exists, true);
         let new_classes = self.classes.drain_new();
         difference.into_change(family, is_new, new_classes)
+    }
+
+    fn wastes_classes(&self) -> bool {
+        let class = |element: &Element| if let Element::Service { class, .. } = element { Some(*class) } else { None };
+        let used = self.entries.values().flatten().filter_map(class).collect();
+        self.classes.are_more_than(&used)
     }
 
     /// The endpoints of an entry among ordered elements.

@@ -7,8 +7,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use super::apply::{ApplyError, Programmer, Report};
+use super::apply::{ApplyError, Programmer, Quarantine, Report};
 use super::desired::{Conflict, Desired};
+use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
 use super::plan;
@@ -33,6 +34,7 @@ pub struct Datapath {
     programmer: Programmer,
     programmed: watch::Sender<Arc<Programmed>>,
     conflicts: BTreeSet<Conflict>,
+    quarantined: BTreeMap<EntryKey, Quarantine>,
     metrics: Metrics,
 }
 
@@ -66,6 +68,7 @@ impl Datapath {
             programmer: Programmer::new()?,
             programmed,
             conflicts: BTreeSet::new(),
+            quarantined: BTreeMap::new(),
             metrics,
         })
     }
@@ -89,8 +92,8 @@ impl Datapath {
     }
 
     /// Says what this turn did and who goes without.
-    fn report(&mut self, report: &Report, took: Duration) {
-        self.metrics.programmed(report, took);
+    fn report(&mut self, report: Report, took: Duration) {
+        self.metrics.programmed(&report, took);
         if report.is_rebuilt || report.added + report.deleted > 0 {
             tracing::debug!(
                 added = report.added,
@@ -104,7 +107,14 @@ impl Datapath {
         for conflict in conflicts.difference(&self.conflicts) {
             tracing::warn!(%conflict, "two Services want one frontend");
         }
+        self.metrics.contested(conflicts.len());
         self.conflicts = conflicts;
+        for (key, reason) in &report.quarantined {
+            if self.quarantined.get(key) != Some(reason) {
+                tracing::error!(entry = %key.port, family = %key.family, %reason, "a Service port is not programmed");
+            }
+        }
+        self.quarantined = report.quarantined;
     }
 }
 
@@ -173,7 +183,7 @@ impl Component for Datapath {
             *known = Arc::new(now);
             is_new
         });
-        self.report(&report, now.monotonic.elapsed());
+        self.report(report, now.monotonic.elapsed());
         Ok(Next::OnEvent)
     }
 }

@@ -67,9 +67,16 @@ fn run(file: &CaseFile, tally: &mut Tally) {
     if let Some(case) = &file.conntrack {
         for (suffix, case_in_family) in in_both_families(case) {
             match case_in_family.and_then(|case| conntrack::check(&case)) {
-                Ok(results) => results
-                    .into_iter()
-                    .for_each(|(name, result)| tally.record(format_args!("conntrack cleanup: {name}{suffix}"), result)),
+                Ok(results) => {
+                    for (name, result) in results {
+                        let name = format!("conntrack cleanup: {name}{suffix}");
+                        match result {
+                            // The table tells what becomes of flows, and so far nothing becomes of them.
+                            Ok(()) => tally.skip(name, "decided as the table says, but nothing removes flows yet"),
+                            Err(error) => tally.fail(name, error),
+                        }
+                    }
+                }
                 Err(error) => tally.fail(format_args!("conntrack cleanup{suffix}"), error),
             }
         }

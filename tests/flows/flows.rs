@@ -97,6 +97,17 @@ impl CaseFile {
         Ok(cases)
     }
 
+    /// Names of the sections that have cases and none that packets could try.
+    pub fn sections_without_flows(&self) -> Vec<&str> {
+        let sections = [
+            ("endpoint_selection", !self.selections.is_empty()),
+            ("health_check_node_port", !self.health_checks.is_empty()),
+            ("conntrack_cleanup", self.conntrack.is_some()),
+        ];
+        let ours = sections.into_iter().filter(|(_, is_there)| *is_there).map(|(section, _)| section);
+        ours.chain(self.foreign.iter().map(String::as_str)).collect()
+    }
+
     fn list(&mut self, section: &str, content: Value) -> Vec<Value> {
         match without_remarks(content) {
             Value::Array(cases) => cases,

@@ -1,7 +1,5 @@
 //! Against the real kernel, in network namespaces of their own.
 
-use std::time::Instant;
-
 use super::*;
 use crate::datapath::entry::{Frontend, NodePortAddresses, NodePorts, Treatment};
 use crate::datapath::nft::compose::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
@@ -205,6 +203,70 @@ fn a_foreign_flush_is_repaired_by_the_next_change() {
 }
 
 #[test]
+fn a_resync_restores_what_others_took_away_and_else_changes_nothing() {
+    in_new_namespace(|| {
+        let mut state = entries();
+        // Its only frontend is another's: the kernel has nothing by which it could be known.
+        state.insert(key("zero"), entry(&[("10.96.0.1:80", EXTERNAL)], "10.244.9.9:80"));
+        let mut programmer = programmed(&state);
+        let expected = sorted_listing();
+        let web = "10.96.0.1".parse().unwrap();
+        for foreign in [
+            &["flush", "ruleset"][..],
+            &["delete", "table", "ip6", "steelyard"],
+            &["delete", "element", "ip", "steelyard", "frontends", "{ 10.96.0.1 . tcp . 80 }"],
+            &["add", "element", "ip", "steelyard", "endpoints", "{ c000:77 . 0 : 9.9.9.9 . 80 }"],
+        ] {
+            nft(foreign, "");
+            assert_ne!(sorted_listing(), expected, "{foreign:?}");
+            programmer.apply(&state, &Scope::All, &node()).unwrap();
+            assert!(sorted_listing() == expected, "{foreign:?}: {}", sorted_listing());
+            assert!(programmer.is_programmed(web));
+            let again = programmer.apply(&state, &Scope::All, &node()).unwrap();
+            assert_eq!((again.deleted, again.added, again.is_rebuilt), (0, 0, false), "{foreign:?}");
+        }
+    });
+}
+
+#[test]
+fn classes_that_are_not_used_any_more_are_taken_again() {
+    in_new_namespace(|| {
+        let mut state = entries();
+        let mut programmer = programmed(&state);
+        let grows = key("grows");
+        let mut before = state.clone();
+        let mut rebuilds = 0;
+        // One more than there are classes, and never more than four in use.
+        for count in 10..10 + 1022 {
+            let endpoints: Vec<String> = (0..count).map(|n| format!("10.1.{}.{}:80", n / 250, n % 250)).collect();
+            state.insert(grows.clone(), entry(&[("10.96.0.9:80", INTERNAL)], &endpoints.join(" ")));
+            let scope = Scope::Keys([grows.clone()].into());
+            let report = programmer.apply(&state, &scope, &node()).unwrap();
+            assert!(report.quarantined.is_empty(), "{count}: {:?}", report.quarantined);
+            rebuilds += u32::from(report.is_rebuilt);
+        }
+        assert_eq!(rebuilds, 1);
+        assert!(programmer.is_programmed("10.96.0.9".parse().unwrap()));
+        before.remove(&grows);
+        turn(&mut programmer, &state, &before);
+    });
+}
+
+#[test]
+fn ids_of_services_that_went_unseen_are_given_back() {
+    in_new_namespace(|| {
+        let mut state = entries();
+        let mut programmer = programmed(&state);
+        let gone = state.pop_first().unwrap().0;
+        programmer.apply(&state, &Scope::All, &node()).unwrap();
+        state.insert(gone, entries().pop_first().unwrap().1);
+        programmer.apply(&state, &Scope::All, &node()).unwrap();
+        // Given back and not taken again at once.
+        assert!(listing().contains("c000:4 "), "{}", listing());
+    });
+}
+
+#[test]
 fn an_entry_that_the_kernel_refuses_is_left_out_alone() {
     in_new_namespace(|| {
         let mut state = entries();
@@ -318,60 +380,10 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_others() {
     in_new_namespace(|| {
         nft(&["add", "table", "ip", "other"], "");
         let mut programmer = programmed(&entries());
-        programmer.cleanup().unwrap();
+        assert_eq!(programmer.cleanup().unwrap(), Family::ALL);
         assert_eq!(listing(), "table ip other {\n}\n");
-        programmer.cleanup().unwrap();
+        assert!(programmer.cleanup().unwrap().is_empty());
         assert!(programmer.programmed_addresses().next().is_none());
         assert!(programmer.apply(&entries(), &Scope::All, &node()).unwrap().is_rebuilt);
-    });
-}
-
-/// Not a test: prints what 10,000 Services with 5 endpoints each cost. Run it with `--ignored --nocapture`, optimised.
-#[test]
-#[ignore = "a measurement"]
-fn measure_ten_thousand_services() {
-    use std::io::Write;
-    in_new_namespace(|| {
-        let endpoints = |service: usize, count: usize| {
-            let addresses =
-                (0..count).map(|index| format!("10.{}.{}.{}:8080", service / 250, service % 250, index + 1));
-            addresses.collect::<Vec<_>>().join(" ")
-        };
-        let service = |index: usize, count| {
-            entry(&[(&format!("172.30.{}.{}:80", index / 250, index % 250), INTERNAL)], &endpoints(index, count))
-        };
-        let mut state: Entries = (0..10_000).map(|index| (key(&format!("svc{index}")), service(index, 5))).collect();
-        let mut node = node();
-        node.cluster_ips = state
-            .values()
-            .flat_map(|entry| entry.frontends.keys())
-            .filter_map(|frontend| match frontend {
-                Frontend::Address(address) => Some(address.ip()),
-                Frontend::NodePort(_) => None,
-            })
-            .collect();
-        let mut programmer = Programmer::new().unwrap();
-        let mut out = std::io::stdout().lock();
-        let mut measure = |what: &str, programmer: &mut Programmer, state: &Entries, scope: Scope| {
-            let start = Instant::now();
-            let report = programmer.apply(state, &scope, &node).unwrap();
-            let took = start.elapsed();
-            writeln!(out, "{what}: {took:?}, {} deleted, {} added", report.deleted, report.added).unwrap();
-        };
-        measure("all from nothing", &mut programmer, &state, Scope::All);
-        measure("resync without change", &mut programmer, &state, Scope::All);
-        for turn in 0..5 {
-            for count in [6, 5] {
-                let key = key(&format!("svc{}", 5_000 + turn));
-                state.insert(key.clone(), service(5_000 + turn, count));
-                measure("one endpoint", &mut programmer, &state, Scope::Keys([key].into()));
-            }
-        }
-        let key = key("svc10000");
-        state.insert(key.clone(), service(10_000, 5));
-        measure("one Service", &mut programmer, &state, Scope::Keys([key].into()));
-        nft(&["flush", "ruleset"], "");
-        let mut again = Programmer::new().unwrap();
-        measure("all by a new process", &mut again, &state, Scope::All);
     });
 }

@@ -209,6 +209,16 @@ impl Ids {
         Ok(id)
     }
 
+    /// Whether nobody has one, and none was ever given.
+    pub const fn is_empty(&self) -> bool {
+        self.last == 0
+    }
+
+    /// Those who have one.
+    pub fn keys(&self) -> impl Iterator<Item = &EntryKey> {
+        self.taken.keys()
+    }
+
     /// The id, if it has one.
     pub fn get(&self, key: &EntryKey, policy: TrafficPolicy) -> Option<Id> {
         *self.taken.get(key).copied()?.of(policy)
@@ -237,7 +247,8 @@ impl Ids {
     }
 }
 
-/// Which number of slots has which class. Each has a chain in the kernel, and stays while the table does.
+/// Which number of slots has which class. Each has a chain in the kernel, and stays while the table does: when none is left,
+/// a new table has only those in use.
 #[derive(Clone, Debug, Default)]
 pub struct Classes {
     by_slots: BTreeMap<u32, Class>,
@@ -269,6 +280,11 @@ impl Classes {
     pub fn adopt(classes: Vec<(u32, Class)>) -> Self {
         let last = classes.iter().map(|(_, class)| class.0).max().unwrap_or_default();
         Self { by_slots: classes.into_iter().collect(), last, new: Vec::new() }
+    }
+
+    /// Whether there are more than these.
+    pub fn are_more_than(&self, used: &BTreeSet<Class>) -> bool {
+        self.by_slots.values().any(|class| !used.contains(class))
     }
 
     /// Those given since the last time, which need their chains.

@@ -1,4 +1,4 @@
-//! Reads back what a former process left in the kernel.
+//! Reads back what is in the kernel: what a former process left, or others made of it.
 
 use super::decode;
 use super::layout::{SLOT_CHAINS, sets, table};
@@ -7,12 +7,12 @@ use crate::datapath::plan::Found;
 use crate::model::Family;
 use crate::netlink::nf_tables::{Connection, ConnectionError};
 
-/// Our table of a family, if it is there, has the layout that we would make, and holds nothing that we do not
-/// understand.
+/// Our table of a family, if it is there, has the comment of the layout that we would make, and its maps hold nothing that
+/// we do not understand. Its rules are taken to be those of the layout.
 ///
 /// # Errors
 ///
-/// When the kernel does not answer.
+/// When the kernel does not answer, refuses, or is never done with a dump before the next change.
 pub fn found(connection: &mut Connection, family: Family) -> Result<Option<Found>, ConnectionError> {
     let Some(dumped) = connection.table(table(family))? else { return Ok(None) };
     if dumped.comment != Some(layout_comment(family)) {

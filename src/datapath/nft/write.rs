@@ -20,12 +20,12 @@ pub fn batch(transaction: &Transaction) -> Batch {
     batch
 }
 
-/// Deletes our tables, whether or not they are there.
-pub fn cleanup_batch() -> Batch {
+/// Deletes our tables of some families, whether or not they are there.
+pub fn cleanup_batch(families: &[Family]) -> Batch {
     let mut batch = Batch::new();
-    for family in Family::ALL {
-        batch.add_table(table(family), None);
-        batch.delete_table(table(family));
+    for family in families {
+        batch.add_table(table(*family), None);
+        batch.delete_table(table(*family));
     }
     batch
 }

@@ -20,7 +20,10 @@ const KERNEL: (u32, u32) = (0, 0);
 /// Room for the answers to a batch; a message that fails is answered with some 60 bytes.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// Why a transaction was not done, or a dump not had. In each case the kernel's tables are as before.
+/// Why a transaction is not known to be done, or nothing could be read.
+///
+/// With `Open`, `Send` and `Refused` the kernel's tables are as before. With `Receive` and `NoAnswer` a transaction may have
+/// been done all the same: who needs to know has to read.
 #[derive(Debug, Error)]
 pub enum ConnectionError {
     /// No socket.
@@ -43,12 +46,15 @@ pub enum ConnectionError {
     /// The kernel refused it.
     #[error("nf_tables refused: {0}")]
     Refused(Failures),
+    /// The tables changed while they were read, each time.
+    #[error("nf_tables kept changing while it was read")]
+    Interrupted,
 }
 
 /// One message of a batch that the kernel refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What it was to do; of a dump or the batch as a whole, that.
+    /// What it was to do: the message of a batch, the batch as a whole, or a read.
     pub what: String,
     /// The kernel's error.
     pub errno: Errno,
@@ -117,7 +123,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`ConnectionError::Refused`] names what the kernel objected to.
+    /// [`ConnectionError::Refused`] names what the kernel objected to. Others may come after the kernel did it.
     pub fn commit(&mut self, batch: &Batch) -> Result<(), ConnectionError> {
         self.run(batch, false)
     }
@@ -206,6 +212,7 @@ fn explanation(attributes: &Attributes<'_>) -> Option<String> {
 /// A message of the kernel.
 pub(super) struct Message<'a> {
     pub(super) kind: u16,
+    pub(super) flags: u16,
     pub(super) sequence: u32,
     pub(super) payload: &'a [u8],
 }
@@ -230,10 +237,11 @@ impl<'a> Iterator for Messages<'a> {
     fn next(&mut self) -> Option<Message<'a>> {
         let length = usize::try_from(u32::from_ne_bytes(self.0.get(0..4)?.try_into().ok()?)).ok()?;
         let kind = u16::from_ne_bytes(self.0.get(4..6)?.try_into().ok()?);
+        let flags = u16::from_ne_bytes(self.0.get(6..8)?.try_into().ok()?);
         let sequence = u32::from_ne_bytes(self.0.get(8..12)?.try_into().ok()?);
         let payload = self.0.get(HEADER..length)?;
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message { kind, sequence, payload })
+        Some(Message { kind, flags, sequence, payload })
     }
 }
 

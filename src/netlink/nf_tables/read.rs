@@ -1,11 +1,13 @@
-//! Reads back what is in the kernel: our table's comment and the elements of our sets.
+//! Reads back what is in the kernel: a table's comment and the elements of its sets.
+//!
+//! Each call is a read of its own: between two of them, anyone may change the tables.
 
 use netlink_sys::SocketAddr;
 use nix::errno::Errno;
 
 use super::attribute::{Attributes, put_text};
 use super::batch::{REQUEST, SUBSYSTEM, Table, close_message, put_message_header};
-use super::connection::{Connection, ConnectionError, DONE, Failure, Failures, Messages};
+use super::connection::{Connection, ConnectionError, DONE, Failure, Failures, Message, Messages};
 use super::element::{DATA_VALUE, INTERVAL_END};
 use super::protocol_family;
 
@@ -13,6 +15,10 @@ const GET_TABLE: u8 = 1;
 const GET_ELEMENTS: u8 = 13;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
 const DUMP: u16 = 0x300;
+/// `NLM_F_DUMP_INTR`: what the dump gives is no one state of the tables.
+const DUMP_INTERRUPTED: u16 = 0x10;
+/// How often a dump is begun before it is given up.
+const ATTEMPTS: usize = 4;
 /// `struct nfgenmsg`.
 const NETFILTER_HEADER: usize = 4;
 
@@ -43,7 +49,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the kernel does not answer.
+    /// When the kernel does not answer, or refuses for another reason than that there is none.
     pub fn table(&mut self, table: Table) -> Result<Option<DumpedTable>, ConnectionError> {
         const NAME: u16 = 1;
         let mut found = None;
@@ -66,21 +72,26 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When there is no such set, or it changes while it is read.
+    /// When there is no such set, the kernel does not answer, or it says each time that the tables changed meanwhile.
     pub fn elements(&mut self, table: Table, set: &'static str) -> Result<Vec<DumpedElement>, ConnectionError> {
         const TABLE: u16 = 1;
         const SET: u16 = 2;
         const ELEMENTS: u16 = 3;
-        let mut found = Vec::new();
         let request = |out: &mut Vec<u8>| {
             put_text(out, TABLE, table.name);
             put_text(out, SET, set);
         };
-        self.ask(GET_ELEMENTS, DUMP, table, request, |attributes| {
-            let list = attributes.nested(ELEMENTS).into_iter().flatten();
-            found.extend(list.map(|(_, element)| read_element(&Attributes(element))));
-        })?;
-        Ok(found)
+        for _ in 0..ATTEMPTS {
+            let mut found = Vec::new();
+            let asked = self.ask(GET_ELEMENTS, DUMP, table, request, |attributes| {
+                let list = attributes.nested(ELEMENTS).into_iter().flatten();
+                found.extend(list.map(|(_, element)| read_element(&Attributes(element))));
+            });
+            if !matches!(asked, Err(ConnectionError::Interrupted)) {
+                return asked.map(|()| found);
+            }
+        }
+        Err(ConnectionError::Interrupted)
     }
 
     /// Sends one request and hands out the attributes of each answer, until the last.
@@ -105,19 +116,21 @@ impl Connection {
             .map_err(|source| ConnectionError::Send { bytes: bytes.len(), source })?;
         let is_dump = flags & DUMP != 0;
         let mut is_answered = false;
+        let mut is_interrupted = false;
         // The kernel fills the next datagram of a dump while this one is read, so there always is one until the end.
         while let Some(datagram) = self.receive()? {
             for answer in Messages(datagram).filter(|answer| answer.sequence == sequence) {
-                if let Some((errno, _)) = answer.error() {
-                    if errno == 0 {
-                        return Ok(());
+                is_interrupted |= answer.flags & DUMP_INTERRUPTED != 0;
+                match end_of(&answer) {
+                    None => {}
+                    Some(0) if is_interrupted => return Err(ConnectionError::Interrupted),
+                    Some(0) => return Ok(()),
+                    Some(errno) if Errno::from_raw(errno) == Errno::EINTR => return Err(ConnectionError::Interrupted),
+                    Some(errno) => {
+                        let what = format!("read of table {table}");
+                        let failure = Failure { what, errno: Errno::from_raw(errno), message: None };
+                        return Err(ConnectionError::Refused(Failures(vec![failure])));
                     }
-                    let what = format!("read of table {table}");
-                    let failure = Failure { what, errno: Errno::from_raw(errno), message: None };
-                    return Err(ConnectionError::Refused(Failures(vec![failure])));
-                }
-                if answer.kind == DONE {
-                    return Ok(());
                 }
                 is_answered = true;
                 take(Attributes(answer.payload.get(NETFILTER_HEADER..).unwrap_or_default()));
@@ -125,6 +138,16 @@ impl Connection {
         }
         if is_answered && !is_dump { Ok(()) } else { Err(ConnectionError::NoAnswer) }
     }
+}
+
+/// The error of a message that ends an answer, 0 for success: also a dump that breaks off half-way ends as if it were
+/// done, with its error behind the header.
+fn end_of(answer: &Message<'_>) -> Option<i32> {
+    if answer.kind == DONE {
+        let status = answer.payload.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+        return Some(status.min(0).saturating_neg());
+    }
+    answer.error().map(|(errno, _)| errno)
 }
 
 fn comment(attributes: &Attributes<'_>) -> Option<String> {
@@ -155,5 +178,29 @@ fn read_element(attributes: &Attributes<'_>) -> DumpedElement {
         value: value(DATA),
         chain: chain.map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned()),
         is_interval_end: attributes.u32(FLAGS).is_some_and(|flags| flags & INTERVAL_END != 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_that_breaks_off_is_no_success() {
+        let end = |kind, status: &[u8]| end_of(&Message { kind, flags: 0, sequence: 1, payload: status });
+        assert_eq!(end(DONE, &0i32.to_ne_bytes()), Some(0));
+        assert_eq!(end(DONE, &[]), Some(0));
+        assert_eq!(end(DONE, &(-2i32).to_ne_bytes()), Some(2));
+        assert_eq!(end(2, &[&(-2i32).to_ne_bytes()[..], &[0; 16]].concat()), Some(2));
+        assert_eq!(end(GET_TABLE.into(), &[0; 4]), None);
+    }
+
+    #[test]
+    fn the_flags_of_a_message_are_read() {
+        let mut bytes = Vec::new();
+        put_message_header(&mut bytes, DONE, DUMP_INTERRUPTED, 7, 2, 0);
+        close_message(&mut bytes, 0);
+        let flags: Vec<(u16, u32)> = Messages(&bytes).map(|message| (message.flags, message.sequence)).collect();
+        assert_eq!(flags, [(DUMP_INTERRUPTED, 7)]);
     }
 }

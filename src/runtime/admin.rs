@@ -96,7 +96,7 @@ async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// Without the protocol, or with it switched off on every interface.
+/// Without the protocol, as after a boot with `ipv6.disable=1`, or without a single address of it.
 fn has_no_ipv6(error: &io::Error) -> bool {
     let number = error.raw_os_error().map(Errno::from_raw);
     matches!(number, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))

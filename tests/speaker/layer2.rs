@@ -221,6 +221,8 @@ fn a_kernel_without_room_for_the_filter_does_not_end_the_answers() {
     pair.client.ip(&format!("route add 198.18.0.0/16 dev {INTERFACE}"));
     assert!(answers_arp(&pair.client, "198.18.3.250") && answers_ndp(&pair.client, "2001:db8::1:3e7"));
     assert!(!answers_arp(&pair.client, "198.18.4.1"));
+    let metrics = announcer.metrics();
+    assert!(metrics.contains("reason=\"not-announced\""), "the exact filter fitted: {metrics}");
     // Each of these fits, but not beside the one before.
     for count in [500, 501, 600, 2000, 400] {
         announcer.wanted.send_replace(some(count).iter().map(|text| text.parse().unwrap()).collect());

@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use steelyard::netlink::links::list_once;
+use steelyard::netlink::links::follow;
+use steelyard::runtime::shutdown::shutdown;
 use steelyard::speaker::l2::interface::{Responder, Settings};
 use steelyard::speaker::l2::responder::Station;
 use steelyard::speaker::metrics::Metrics;
@@ -36,7 +37,8 @@ impl Announcer {
         let (wanted, mut changes) = watch::channel(addresses(texts));
         let (started, is_started) = std::sync::mpsc::channel();
         let thread = node.spawn(async move || {
-            let links = list_once().await.unwrap();
+            let (_trigger, handle) = shutdown();
+            let links = follow(handle).await.unwrap().borrow().clone();
             let link = links.iter().find(|link| link.name.as_str() == INTERFACE).unwrap();
             let mac = link.mac.unwrap();
             let settings = Settings { refresh: Duration::from_secs(60), metrics, ended: Arc::new(Notify::new()) };

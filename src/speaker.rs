@@ -22,6 +22,7 @@ pub mod silence;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,8 @@ use kube::Client;
 use tokio::sync::{Notify, watch as channel};
 use tokio::task::JoinHandle;
 
+use self::apply::Responders;
 use self::apply::announcement::{Report, status};
-use self::apply::{ApplyError, Responders};
 use self::desired::{Decision, Verdict};
 use self::index::{Index, Observation};
 use self::l2::interface::Settings;
@@ -175,7 +176,8 @@ struct Speaker {
 
 impl Component for Speaker {
     type Event = Observation;
-    type Error = ApplyError;
+    /// An interface that fails must not hold up the others: it is reported and tried again.
+    type Error = Infallible;
 
     const NAME: &'static str = "speaker";
 
@@ -187,7 +189,7 @@ impl Component for Speaker {
         self.index.is_complete()
     }
 
-    async fn turn(&mut self, scope: Scope, now: Now) -> Result<Next, ApplyError> {
+    async fn turn(&mut self, scope: Scope, now: Now) -> Result<Next, Infallible> {
         // Events that told nothing new, such as a node's new heartbeat in the API, cost no election. A turn that was asked
         // for by time is one, too.
         let is_timed = self.timed_turn.is_some_and(|at| at <= now.wall);
@@ -195,9 +197,10 @@ impl Component for Speaker {
             return Ok(self.next(now.wall));
         }
         let decisions = desired::desired(&self.index, &self.node, now.wall);
-        self.timed_turn = desired::next_change(&self.index, now.wall);
         let before = self.responders.actual();
-        let errors = self.responders.apply(plan::plan(&plan::stations(&decisions), &before));
+        self.responders.apply(plan::plan(&plan::stations(&decisions), &before), now.monotonic);
+        let retry = self.responders.next_retry().map(|at| now.wall + at.saturating_duration_since(now.monotonic));
+        self.timed_turn = desired::next_change(&self.index, now.wall).into_iter().chain(retry).min();
         let actual = self.responders.actual();
         log_difference(&before, &actual, &decisions);
         log_silence(&self.decisions, &decisions);
@@ -205,9 +208,12 @@ impl Component for Speaker {
         self.reports.send_if_modified(|known| {
             // The first one is always written: the object may be that of an earlier run.
             let is_first = known.is_none();
-            let previous = known.take().unwrap_or_default().status;
-            let report = Report { status: status(&actual, &decisions, &errors, &previous, now.wall), owner };
-            let is_new = is_first || scope == Scope::Resync || report.status != previous;
+            let previous = known.take().unwrap_or_default();
+            let report = Report {
+                status: status(&actual, &decisions, self.responders.errors(), &previous.status, now.wall),
+                owner,
+            };
+            let is_new = is_first || scope == Scope::Resync || report != previous;
             *known = Some(report);
             is_new
         });
@@ -215,14 +221,9 @@ impl Component for Speaker {
         self.decisions = decisions;
         // Only now: whoever is told that this node is ready lets go of what it is elected for.
         self.membership.set_serving(self.index.programmed().is_settled());
-        match errors.into_iter().next() {
-            None => {
-                self.is_changed = false;
-                self.readiness.set(FIRST_TURN, true);
-                Ok(self.next(now.wall))
-            }
-            Some(error) => Err(error),
-        }
+        self.is_changed = false;
+        self.readiness.set(FIRST_TURN, true);
+        Ok(self.next(now.wall))
     }
 }
 

@@ -108,14 +108,6 @@ impl Link {
         self.addresses.iter().any(|net| net.prefix_len() < net.max_prefix_len() && net.contains(&address))
     }
 
-    /// Its own address to speak NDP from.
-    pub fn link_local(&self) -> Option<Ipv6Addr> {
-        self.addresses.iter().find_map(|net| match net.addr() {
-            IpAddr::V6(address) if address.is_unicast_link_local() => Some(address),
-            IpAddr::V4(_) | IpAddr::V6(_) => None,
-        })
-    }
-
     /// Why nothing can be announced on it, if so.
     pub fn unusable(&self) -> Option<Unusable> {
         if self.is_loopback || !self.resolves_neighbours || self.mac.is_none() {

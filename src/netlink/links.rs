@@ -77,18 +77,6 @@ pub async fn follow(shutdown: Shutdown) -> Result<watch::Receiver<Arc<Links>>, L
     Ok(receiver)
 }
 
-/// Asks the kernel once.
-///
-/// # Errors
-/// When it does not answer.
-pub async fn list_once() -> Result<Links, LinksError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(LinksError::Open)?;
-    let task = tokio::spawn(connection);
-    let links = list(&handle).await;
-    task.abort();
-    links
-}
-
 async fn update(
     handle: &Handle,
     mut notices: UnboundedReceiver<Notice>,

@@ -54,9 +54,18 @@ impl PacketSocket {
     /// Replaces the filter at once; no frame passes unfiltered in between.
     ///
     /// # Errors
-    /// When the filter is too long.
+    /// When the filter is too long, or `OutOfMemory` when the old and the new one together are more than the kernel
+    /// allows a socket (`net.core.optmem_max`: 20 KiB before Linux 6.8, 128 KiB since). The old one stays then.
     pub fn set_filter(&self, filter: &[Instruction]) -> io::Result<()> {
         attach(self.0.get_ref(), filter)
+    }
+
+    /// Lets all frames of the protocol pass.
+    ///
+    /// # Errors
+    /// When there is no filter.
+    pub fn clear_filter(&self) -> io::Result<()> {
+        self.0.get_ref().detach_filter()
     }
 
     /// Has the interface receive frames to this group. Ends with the socket, or with [`Self::leave`].

@@ -48,13 +48,17 @@ pub fn plan(desired: &Stations, actual: &Stations) -> Vec<Change> {
     };
     let (mut shrinking, mut growing) = (Vec::new(), Vec::new());
     for (index, (name, station)) in desired {
-        match kept(index, name) {
-            Some(known) if known == station => {}
-            Some(known) if known.addresses.is_superset(&station.addresses) => {
-                shrinking.push(Change::Set(*index, station.clone()));
-            }
-            Some(_) => growing.push(Change::Set(*index, station.clone())),
-            None => growing.push(Change::Start(*index, name.clone(), station.clone())),
+        let Some(known) = kept(index, name) else {
+            growing.push(Change::Start(*index, name.clone(), station.clone()));
+            continue;
+        };
+        let rest = Station { mac: station.mac, addresses: &known.addresses & &station.addresses };
+        let gains = rest != *station;
+        if rest.addresses != known.addresses || (!gains && rest != *known) {
+            shrinking.push(Change::Set(*index, rest));
+        }
+        if gains {
+            growing.push(Change::Set(*index, station.clone()));
         }
     }
     changes.extend(shrinking.into_iter().chain(growing));
@@ -77,10 +81,10 @@ mod tests {
         (InterfaceIndex::new(index), (name.into(), station))
     }
 
-    /// What is there after the changes.
-    fn carry_out(actual: &Stations, changes: Vec<Change>) -> Stations {
+    /// What is there after each of the changes.
+    fn steps(actual: &Stations, changes: Vec<Change>) -> Vec<Stations> {
         let mut stations = actual.clone();
-        for change in changes {
+        let step = |change| {
             match change {
                 Change::Stop(index) => assert!(stations.remove(&index).is_some(), "stopped what was not there"),
                 Change::Set(index, station) => stations.get_mut(&index).unwrap().1 = station,
@@ -88,8 +92,22 @@ mod tests {
                     assert!(stations.insert(index, (name, station)).is_none(), "started what was there");
                 }
             }
-        }
+            stations.clone()
+        };
+        changes.into_iter().map(step).collect()
+    }
+
+    /// What is there in the end.
+    fn carry_out(actual: &Stations, changes: Vec<Change>) -> Stations {
+        steps(actual, changes).pop().unwrap_or_else(|| actual.clone())
+    }
+
+    /// Which addresses are where.
+    fn places(stations: &Stations) -> BTreeSet<(InterfaceIndex, &InterfaceName, IpAddr)> {
         stations
+            .iter()
+            .flat_map(|(index, (name, station))| station.addresses.iter().map(move |address| (*index, name, *address)))
+            .collect()
     }
 
     #[test]
@@ -100,6 +118,19 @@ mod tests {
             Change::Stop(InterfaceIndex::new(2)),
             Change::Set(InterfaceIndex::new(1), station(1, &[1])),
             Change::Start(InterfaceIndex::new(3), "eth2".into(), station(3, &[2, 3])),
+        ];
+        assert_eq!(plan(&desired, &actual), expected);
+    }
+
+    #[test]
+    fn addresses_that_change_places_are_on_neither_in_between() {
+        let actual = [one(1, "eth0", station(1, &[1, 2])), one(2, "eth1", station(2, &[3]))].into();
+        let desired = [one(1, "eth0", station(1, &[1, 3])), one(2, "eth1", station(2, &[2]))].into();
+        let expected = [
+            Change::Set(InterfaceIndex::new(1), station(1, &[1])),
+            Change::Set(InterfaceIndex::new(2), station(2, &[])),
+            Change::Set(InterfaceIndex::new(1), station(1, &[1, 3])),
+            Change::Set(InterfaceIndex::new(2), station(2, &[2])),
         ];
         assert_eq!(plan(&desired, &actual), expected);
     }
@@ -126,6 +157,15 @@ mod tests {
         fn the_changes_lead_from_what_is_to_what_should_be(desired in any_stations(), actual in any_stations()) {
             prop_assert_eq!(carry_out(&actual, plan(&desired, &actual)), desired.clone());
             prop_assert_eq!(plan(&desired, &desired), []);
+        }
+
+        /// First addresses only go, then they only come: one that moves is never on both.
+        #[test]
+        fn no_withdrawal_follows_an_announcement(desired in any_stations(), actual in any_stations()) {
+            for step in steps(&actual, plan(&desired, &actual)) {
+                let there = places(&step);
+                prop_assert!(there.is_subset(&places(&actual)) || there.is_subset(&places(&desired)), "{step:?}");
+            }
         }
     }
 }

@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use steelyard::netlink::links::list_once;
+use steelyard::netlink::links::follow;
+use steelyard::runtime::shutdown::shutdown;
 use steelyard::speaker::l2::interface::{Responder, Settings};
 use steelyard::speaker::l2::responder::Station;
 use steelyard::speaker::metrics::Metrics;
@@ -36,7 +37,8 @@ impl Announcer {
         let (wanted, mut changes) = watch::channel(addresses(texts));
         let (started, is_started) = std::sync::mpsc::channel();
         let thread = node.spawn(async move || {
-            let links = list_once().await.unwrap();
+            let (_trigger, handle) = shutdown();
+            let links = follow(handle).await.unwrap().borrow().clone();
             let link = links.iter().find(|link| link.name.as_str() == INTERFACE).unwrap();
             let mac = link.mac.unwrap();
             let settings = Settings { refresh: Duration::from_secs(60), metrics, ended: Arc::new(Notify::new()) };
@@ -200,5 +202,38 @@ fn two_thousand_addresses_are_announced_and_answered() {
         let line = metrics.lines().find(|line| line.contains("gratuitous_total{") && line.contains("arp"));
         line.and_then(|line| line.rsplit(' ').next()?.parse::<u32>().ok()).is_some_and(|sent| sent >= 4000)
     });
+    announcer.stop();
+}
+
+/// Before Linux 6.8 a socket may hold filters of 20 KiB together, the old and the new one while one replaces the other:
+/// some 640 addresses, and half of that for a change.
+#[test]
+fn a_kernel_without_room_for_the_filter_does_not_end_the_answers() {
+    let pair = Pair::new("optmem");
+    // The same limit on newer kernels, where each namespace has its own.
+    let output = pair.node.run("sysctl -qw net.core.optmem_max=20480");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors} (needs Linux 6.8)");
+    let some = |count| -> Vec<String> {
+        let v4 = (0..count).map(|number| format!("198.18.{}.{}", number / 250, number % 250 + 1));
+        v4.chain((0..count).map(|number| format!("2001:db8::1:{number:x}"))).collect()
+    };
+    let texts = some(1000);
+    let announcer = Announcer::start(&pair.node, &texts.iter().map(String::as_str).collect::<Vec<_>>());
+    pair.client.ip(&format!("route add 198.18.0.0/16 dev {INTERFACE}"));
+    assert!(answers_arp(&pair.client, "198.18.3.250") && answers_ndp(&pair.client, "2001:db8::1:3e7"));
+    assert!(!answers_arp(&pair.client, "198.18.4.1"));
+    let metrics = announcer.metrics();
+    assert!(metrics.contains("reason=\"not-announced\""), "the exact filter fitted: {metrics}");
+    // Each of these fits, but not beside the one before.
+    for count in [500, 501, 600, 2000, 400] {
+        announcer.wanted.send_replace(some(count).iter().map(|text| text.parse().unwrap()).collect());
+        let last = count - 1;
+        let v4 = format!("198.18.{}.{}", last / 250, last % 250 + 1);
+        wait(LIMIT, "answers after a change", || {
+            answers_arp(&pair.client, &v4) && answers_ndp(&pair.client, &format!("2001:db8::1:{last:x}"))
+        });
+    }
+    assert!(!answers_arp(&pair.client, "198.18.7.250"));
     announcer.stop();
 }

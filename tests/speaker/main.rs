@@ -14,3 +14,4 @@ mod layer2;
 mod links;
 mod membership;
 mod namespace;
+mod responders;

@@ -1,9 +1,11 @@
 //! The node's `NodeAnnouncement`: written when something has changed, and never on the way of a packet.
 //!
 //! A task of its own owns the writing. It always writes the newest status and skips those in between; while the API
-//! server is away it tries again with growing pauses.
+//! server is away it tries again with growing pauses. Every few minutes it writes though nothing has changed: nobody
+//! tells it when the object is deleted.
 
 use std::collections::BTreeMap;
+use std::hash::Hasher;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
+use siphasher::sip::SipHasher13;
+use thiserror::Error;
 use tokio::sync::watch;
 
 use super::ApplyError;
@@ -33,6 +37,19 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long the last write may hold up the end of the process.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long any other may take: a connection may be dead without an end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two writes of the same, and up to a quarter more.
+const REWRITE: Duration = Duration::from_secs(240);
+
+/// Why nothing was written.
+#[derive(Debug, Error)]
+enum WriteError {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("no answer within {PATIENCE:?}")]
+    Silence,
+}
 
 /// What is to be written: the status, and the node's UID to own the object.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,10 +62,10 @@ pub struct Report {
 
 /// The status that says what is announced now and what this node should do and cannot. Times of `previous` are kept for
 /// what was so already.
-pub fn status(
+pub fn status<'a>(
     actual: &Stations,
     decisions: &BTreeMap<IpAddr, Decision>,
-    errors: &[ApplyError],
+    errors: impl IntoIterator<Item = &'a ApplyError>,
     previous: &NodeAnnouncementStatus,
     now: Timestamp,
 ) -> NodeAnnouncementStatus {
@@ -68,7 +85,7 @@ pub fn status(
     }
     announcements.sort_by(|a, b| (&a.address, &a.interface).cmp(&(&b.address, &b.interface)));
     let defects = decisions.iter().flat_map(|(address, decision)| defects(*address, decision, now));
-    let failures = errors.iter().map(|error| failure(error, now));
+    let failures = errors.into_iter().map(|error| failure(error, now));
     let problems = failures.chain(defects).map(|new| {
         let is_same = |known: &&Problem| Problem { since: new.since.clone(), ..(*known).clone() } == new;
         previous.problems.iter().find(is_same).cloned().unwrap_or(new)
@@ -96,9 +113,11 @@ fn defects(address: IpAddr, decision: &Decision, now: Timestamp) -> Vec<Problem>
 }
 
 fn failure(error: &ApplyError, now: Timestamp) -> Problem {
-    let (reason, message) = match error {
-        ApplyError::OpenSockets { .. } => ("OpenSockets", chain(error)),
+    let reason = match error {
+        ApplyError::OpenSockets { .. } => "OpenSockets",
+        ApplyError::Ended { .. } => "ResponderEnded",
     };
+    let message = chain(error);
     Problem { component: COMPONENT.to_owned(), service: None, reason: reason.to_owned(), message, since: Time(now) }
 }
 
@@ -111,12 +130,16 @@ pub async fn write(
 ) {
     let api: Api<NodeAnnouncement> = Api::all(client);
     let mut pause = FIRST_PAUSE;
+    let rewrite = rewrite_every(&node);
     loop {
         let report = reports.borrow_and_update().clone();
         let outcome = match &report {
             Some(report) => tokio::select! {
                 () = shutdown.requested() => break,
-                outcome = put(&api, &node, report) => outcome,
+                outcome = tokio::time::timeout(PATIENCE, put(&api, &node, report)) => match outcome {
+                    Ok(outcome) => outcome.map_err(WriteError::from),
+                    Err(_) => Err(WriteError::Silence),
+                },
             },
             None => Ok(()),
         };
@@ -126,6 +149,7 @@ pub async fn write(
                 tokio::select! {
                     () = shutdown.requested() => break,
                     changed = reports.changed() => if changed.is_err() { break },
+                    () = tokio::time::sleep(rewrite) => {}
                 }
             }
             Err(error) => {
@@ -148,24 +172,35 @@ pub async fn write(
     }
 }
 
+/// Nodes that start together do not write together.
+fn rewrite_every(node: &NodeName) -> Duration {
+    let mut hasher = SipHasher13::new();
+    hasher.write(node.as_str().as_bytes());
+    REWRITE + (REWRITE / 4).mul_f64((hasher.finish() % 1000) as f64 / 1000.0)
+}
+
+/// The object, for it may be gone or have another Node's UID, and then its status. Without a Node no object is made:
+/// nobody would delete it.
 async fn put(api: &Api<NodeAnnouncement>, node: &NodeName, report: &Report) -> Result<(), kube::Error> {
-    match put_status(api, node, &report.status).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => {}
-        outcome => return outcome,
-    }
-    let owners: Vec<_> = report
-        .owner
-        .iter()
-        .map(|uid| json!({"apiVersion": "v1", "kind": "Node", "name": node.as_str(), "uid": uid}))
-        .collect();
-    let mut object = identity(node);
-    if !owners.is_empty()
-        && let Some(metadata) = object.get_mut("metadata").and_then(|value| value.as_object_mut())
-    {
-        metadata.insert("ownerReferences".to_owned(), json!(owners));
-    }
+    let Some(owner) = &report.owner else {
+        return match put_status(api, node, &report.status).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            outcome => outcome,
+        };
+    };
+    let object = owned(node, owner);
     api.patch(node.as_str(), &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await?;
     put_status(api, node, &report.status).await
+}
+
+/// Without a status, which is written apart.
+fn owned(node: &NodeName, owner: &str) -> serde_json::Value {
+    let mut object = identity(node);
+    if let Some(metadata) = object.get_mut("metadata").and_then(|value| value.as_object_mut()) {
+        let reference = json!({"apiVersion": "v1", "kind": "Node", "name": node.as_str(), "uid": owner});
+        metadata.insert("ownerReferences".to_owned(), json!([reference]));
+    }
+    object
 }
 
 async fn put_status(
@@ -215,6 +250,15 @@ mod tests {
         assert_eq!(again, first, "so that nothing is written");
         let other_mac = status(&stations(7, &["192.0.2.1"]), &BTreeMap::new(), &[], &first, at(9));
         assert_eq!(other_mac.announcements[0].since, Time(at(9)));
+    }
+
+    #[test]
+    fn the_object_belongs_to_the_node_and_is_rewritten_every_few_minutes() {
+        let object = owned(&"node1".into(), "uid-1");
+        assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], "uid-1");
+        let spans = ["node1", "node2", "node3"].map(|node| rewrite_every(&node.into()));
+        assert!(spans.iter().all(|span| (REWRITE..REWRITE * 5 / 4).contains(span)), "{spans:?}");
+        assert!(spans[0] != spans[1] && spans[1] != spans[2]);
     }
 
     #[test]

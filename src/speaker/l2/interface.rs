@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 use super::gratuitous::Schedule;
@@ -38,7 +38,7 @@ pub struct Settings {
     pub refresh: Duration,
     /// What is counted.
     pub metrics: Metrics,
-    /// Told when a task ends by itself.
+    /// Told when a task has ended by itself.
     pub ended: Arc<Notify>,
 }
 
@@ -47,7 +47,8 @@ pub struct Settings {
 pub struct Responder {
     name: InterfaceName,
     station: watch::Sender<Arc<Station>>,
-    task: JoinHandle<()>,
+    started: Instant,
+    task: AbortHandle,
 }
 
 impl Responder {
@@ -67,14 +68,10 @@ impl Responder {
             arp: settings.metrics.on(&name, Protocol::Arp),
             ndp: settings.metrics.on(&name, Protocol::Ndp),
         };
-        let interface = name.clone();
-        let task = tokio::spawn(async move {
-            if let Err(error) = task.run(receiver).await {
-                tracing::warn!(%interface, %error, "interface no longer answers");
-                settings.ended.notify_one();
-            }
-        });
-        Ok(Self { name, station: sender, task })
+        let running = tokio::spawn(task.run(receiver));
+        let task = running.abort_handle();
+        tokio::spawn(watch_over(running, name.clone(), settings.ended));
+        Ok(Self { name, station: sender, started: Instant::now(), task })
     }
 
     /// Announces this from the next frame on.
@@ -92,6 +89,11 @@ impl Responder {
         &self.name
     }
 
+    /// When it was started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Whether it has stopped by itself.
     pub fn is_finished(&self) -> bool {
         self.task.is_finished()
@@ -102,6 +104,18 @@ impl Drop for Responder {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Tells of a task's end once it is finished: whoever is told finds it so. A panic is an end, too; an abort is none of
+/// its own.
+async fn watch_over(task: JoinHandle<io::Result<()>>, interface: InterfaceName, ended: Arc<Notify>) {
+    match task.await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => tracing::warn!(%interface, %error, "interface no longer answers"),
+        Err(error) if error.is_cancelled() => return,
+        Err(error) => tracing::error!(%interface, %error, "interface no longer answers"),
+    }
+    ended.notify_one();
 }
 
 struct Task {
@@ -239,4 +253,25 @@ fn jitter(mac: Mac, address: IpAddr, count: u32, most: Duration) -> Duration {
     hasher.write_u32(count);
     let share = hasher.finish() % 1000;
     most.mul_f64(share as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn is_told(task: JoinHandle<io::Result<()>>) -> bool {
+        let ended = Arc::new(Notify::new());
+        watch_over(task, "eth0".into(), Arc::clone(&ended)).await;
+        tokio::time::timeout(Duration::ZERO, ended.notified()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn every_end_of_its_own_is_told_once_the_task_is_finished() {
+        assert!(is_told(tokio::spawn(async { Err(io::ErrorKind::NotFound.into()) })).await);
+        assert!(is_told(tokio::spawn(async { panic!("on purpose") })).await);
+        assert!(!is_told(tokio::spawn(async { Ok(()) })).await);
+        let aborted = tokio::spawn(std::future::pending());
+        aborted.abort();
+        assert!(!is_told(aborted).await);
+    }
 }

@@ -40,6 +40,25 @@ pub struct Sockets {
     joined: BTreeSet<Ipv6Addr>,
     /// Has the kernel report our groups to switches that snoop (MLD); gets no packets.
     reporter: Option<Socket>,
+    /// Whether it was said that the kernel has no room for the filters.
+    is_crowding_told: bool,
+}
+
+/// What the kernel keeps for a socket.
+#[derive(Debug)]
+struct Filter {
+    /// Requests for what is announced.
+    exact: Vec<Instruction>,
+    /// All requests, for when there are too many addresses: the responder compares anyway.
+    any: Vec<Instruction>,
+}
+
+/// How a filter was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    Exact,
+    /// More than the kernel gives a socket (`net.core.optmem_max`).
+    Crowded,
 }
 
 impl Sockets {
@@ -48,7 +67,8 @@ impl Sockets {
     /// # Errors
     /// When the process lacks `CAP_NET_RAW`, or the interface is gone.
     pub fn open(index: InterfaceIndex, station: &Station) -> io::Result<Self> {
-        let mut sockets = Self { index, arp: None, ndp: None, joined: BTreeSet::new(), reporter: None };
+        let mut sockets =
+            Self { index, arp: None, ndp: None, joined: BTreeSet::new(), reporter: None, is_crowding_told: false };
         sockets.follow(station)?;
         Ok(sockets)
     }
@@ -59,9 +79,31 @@ impl Sockets {
     /// As [`Self::open`].
     pub fn follow(&mut self, station: &Station) -> io::Result<()> {
         let (v4, v6) = by_family(&station.addresses);
-        self.arp = listen(self.arp.take(), self.index, ETHERTYPE_ARP, &arp_filter(&v4), v4.is_empty())?;
-        self.ndp = listen(self.ndp.take(), self.index, ETHERTYPE_IPV6, &ndp_filter(&v6), v6.is_empty())?;
+        let (arp, ndp) = (self.arp.take(), self.ndp.take());
+        if !v4.is_empty() {
+            self.arp = Some(self.listen(arp, ETHERTYPE_ARP, &arp_filter(&v4))?);
+        }
+        if !v6.is_empty() {
+            self.ndp = Some(self.listen(ndp, ETHERTYPE_IPV6, &ndp_filter(&v6))?);
+        }
         self.follow_groups(v6.iter().map(|address| solicited_node_group(*address)).collect())
+    }
+
+    fn listen(&mut self, open: Option<PacketSocket>, ethertype: u16, filter: &Filter) -> io::Result<PacketSocket> {
+        let socket = match open {
+            Some(socket) => socket,
+            None => PacketSocket::open(self.index, ethertype, &filter.any)?,
+        };
+        let fit = fit(filter, |program| socket.set_filter(program), || socket.clear_filter())?;
+        if fit == Fit::Crowded && !self.is_crowding_told {
+            self.is_crowding_told = true;
+            tracing::warn!(
+                interface = self.index.number(),
+                "the kernel has no room for the filter of so many addresses (net.core.optmem_max): requests for others \
+                 are dropped here instead"
+            );
+        }
+        Ok(socket)
     }
 
     fn follow_groups(&mut self, wanted: BTreeSet<Ipv6Addr>) -> io::Result<()> {
@@ -92,20 +134,24 @@ impl Sockets {
     }
 }
 
-fn listen(
-    open: Option<PacketSocket>,
-    index: InterfaceIndex,
-    ethertype: u16,
-    filter: &[Instruction],
-    is_idle: bool,
-) -> io::Result<Option<PacketSocket>> {
-    match open {
-        _ if is_idle => Ok(None),
-        Some(socket) => {
-            socket.set_filter(filter)?;
-            Ok(Some(socket))
+/// Attaches the exact program, or the other one where the kernel has no room.
+fn fit(
+    filter: &Filter,
+    attach: impl Fn(&[Instruction]) -> io::Result<()>,
+    detach: impl Fn() -> io::Result<()>,
+) -> io::Result<Fit> {
+    match attach(&filter.exact) {
+        Ok(()) => Ok(Fit::Exact),
+        Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+            // Not even a few instructions fit beside the old ones: all frames pass for a moment.
+            if attach(&filter.any).is_err() {
+                detach()?;
+                attach(&filter.any)?;
+            }
+            // Until a moment ago the socket was charged for the old program, too.
+            Ok(if attach(&filter.exact).is_ok() { Fit::Exact } else { Fit::Crowded })
         }
-        None => PacketSocket::open(index, ethertype, filter).map(Some),
+        Err(error) => Err(error),
     }
 }
 
@@ -122,21 +168,19 @@ fn by_family(addresses: &BTreeSet<IpAddr>) -> (Vec<Ipv4Addr>, Vec<Ipv6Addr>) {
 }
 
 /// Lets through ARP requests for these addresses.
-fn arp_filter(addresses: &[Ipv4Addr]) -> Vec<Instruction> {
-    let mut program = Vec::new();
-    require(&mut program, LOAD_HALF, ARP_OPERATION, 1);
-    accept_any(&mut program, ARP_TARGET, addresses.iter().map(|address| u32::from(*address)));
-    program
+fn arp_filter(addresses: &[Ipv4Addr]) -> Filter {
+    let mut requests = Vec::new();
+    require(&mut requests, LOAD_HALF, ARP_OPERATION, 1);
+    keep(requests, ARP_TARGET, addresses.iter().map(|address| u32::from(*address)))
 }
 
 /// Lets through neighbour solicitations whose target ends like one of these addresses.
-fn ndp_filter(addresses: &[Ipv6Addr]) -> Vec<Instruction> {
-    let mut program = Vec::new();
-    require(&mut program, LOAD_BYTE, IPV6_NEXT_HEADER, 58);
-    require(&mut program, LOAD_BYTE, ICMPV6_TYPE, 135);
+fn ndp_filter(addresses: &[Ipv6Addr]) -> Filter {
+    let mut solicitations = Vec::new();
+    require(&mut solicitations, LOAD_BYTE, IPV6_NEXT_HEADER, 58);
+    require(&mut solicitations, LOAD_BYTE, ICMPV6_TYPE, 135);
     let ends: BTreeSet<u32> = addresses.iter().map(|address| low_word(*address)).collect();
-    accept_any(&mut program, NDP_TARGET_END, ends.into_iter());
-    program
+    keep(solicitations, NDP_TARGET_END, ends.into_iter())
 }
 
 fn low_word(address: Ipv6Addr) -> u32 {
@@ -151,19 +195,21 @@ fn require(program: &mut Vec<Instruction>, load: u16, offset: u32, value: u32) {
     program.push(step(RETURN, 0, 0));
 }
 
-/// Keeps the frame if the word at the offset is one of these, two instructions for each. More than fit: keeps all, and
-/// the responder compares.
-fn accept_any(program: &mut Vec<Instruction>, offset: u32, words: impl ExactSizeIterator<Item = u32>) {
-    if program.len() + 2 * words.len() + 2 > LONGEST_FILTER {
-        program.push(step(RETURN, 0, ALL));
-        return;
+/// Keeps what passed so far if the word at the offset is one of these, two instructions for each.
+fn keep(passed: Vec<Instruction>, offset: u32, words: impl ExactSizeIterator<Item = u32>) -> Filter {
+    let mut any = passed.clone();
+    any.push(step(RETURN, 0, ALL));
+    if passed.len() + 2 * words.len() + 2 > LONGEST_FILTER {
+        return Filter { exact: any.clone(), any };
     }
-    program.push(step(LOAD_WORD, 0, offset));
+    let mut exact = passed;
+    exact.push(step(LOAD_WORD, 0, offset));
     for word in words {
-        program.push(step(JUMP_IF_EQUAL, 1, word));
-        program.push(step(RETURN, 0, ALL));
+        exact.push(step(JUMP_IF_EQUAL, 1, word));
+        exact.push(step(RETURN, 0, ALL));
     }
-    program.push(step(RETURN, 0, 0));
+    exact.push(step(RETURN, 0, 0));
+    Filter { exact, any }
 }
 
 const fn step(code: u16, jump_false: u8, operand: u32) -> Instruction {
@@ -172,6 +218,8 @@ const fn step(code: u16, jump_false: u8, operand: u32) -> Instruction {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::super::{arp, ndp};
     use super::*;
 
@@ -205,27 +253,53 @@ mod tests {
 
     #[test]
     fn only_requests_for_announced_addresses_pass() {
-        let filter = arp_filter(&v4(3));
+        let filter = arp_filter(&v4(3)).exact;
         let request = |number: u8| arp::gratuitous_request(Ipv4Addr::new(192, 0, 2, number), Mac::ZERO);
         assert!(passes(&filter, &request(0)) && passes(&filter, &request(2)));
         assert!(!passes(&filter, &request(3)));
         assert!(!passes(&filter, &arp::gratuitous_reply(Ipv4Addr::new(192, 0, 2, 0), Mac::ZERO)));
         assert!(!passes(&filter, &request(0)[..40]));
-        assert!(!passes(&arp_filter(&[]), &request(0)));
+        assert!(!passes(&arp_filter(&[]).exact, &request(0)));
     }
 
     #[test]
     fn more_addresses_than_a_filter_holds_let_all_requests_pass() {
-        let filter = arp_filter(&v4(3000));
+        let filter = arp_filter(&v4(3000)).exact;
         assert!(filter.len() < 10);
         assert!(passes(&filter, &arp::gratuitous_request(Ipv4Addr::new(10, 0, 0, 1), Mac::ZERO)));
-        assert!(arp_filter(&v4(2045)).len() <= LONGEST_FILTER);
+        assert!(arp_filter(&v4(2045)).exact.len() <= LONGEST_FILTER);
+    }
+
+    /// A kernel that charges a socket for both programs while one replaces the other.
+    #[test]
+    fn a_kernel_without_room_keeps_all_requests() {
+        let outcome = |room: usize, before: usize, addresses: u32| {
+            let attached = Cell::new(before);
+            let attach = |program: &[Instruction]| {
+                if attached.get() + program.len() > room {
+                    return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+                }
+                attached.set(program.len());
+                Ok(())
+            };
+            let detach = || {
+                attached.set(0);
+                Ok(())
+            };
+            (fit(&arp_filter(&v4(addresses)), attach, detach).unwrap(), attached.get())
+        };
+        assert_eq!(outcome(300, 4, 100), (Fit::Exact, 205));
+        assert_eq!(outcome(300, 203, 100), (Fit::Exact, 205), "the old one left");
+        assert_eq!(outcome(300, 203, 200), (Fit::Crowded, 4));
+        assert_eq!(outcome(300, 299, 200), (Fit::Crowded, 4));
+        let refused = fit(&arp_filter(&v4(1)), |_| Err(io::ErrorKind::InvalidInput.into()), || Ok(()));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
     fn only_solicitations_for_announced_addresses_pass() {
         let address: Ipv6Addr = "2001:db8::32".parse().unwrap();
-        let filter = ndp_filter(&[address]);
+        let filter = ndp_filter(&[address]).exact;
         let mut frame = ndp::unsolicited_advertisement(address, Mac::ZERO);
         assert!(!passes(&filter, &frame));
         frame[54] = 135;

@@ -34,7 +34,8 @@ fn an_agent_writes_only_for_its_own_node() {
 
 /// The image that each of our pods runs, by digest.
 fn images(lab: &Lab) -> BTreeMap<String, String> {
-    let pods = lab.get_raw("/api/v1/namespaces/steelyard-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dsteelyard");
+    let pods =
+        lab.get_raw("/api/v1/namespaces/steelyard-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dsteelyard");
     let pods = pods.unwrap()["items"].as_array().cloned().unwrap_or_default();
     let live = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
     live.map(|pod| {

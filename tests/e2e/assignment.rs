@@ -1,12 +1,13 @@
 //! The controller on a real cluster: who gets which address, and what the objects say.
 
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::Value;
-use steelyard_lab::{Lab, wait};
+use steelyard_lab::{Error, Lab, Place, error_kind, wait};
 
-use crate::web::{NAMESPACE, SETTLE, TestService, lab};
+use crate::web::{NAMESPACE, SETTLE, TestService, lab, wait_until_answers};
 
 const ASSIGNED: &str = "steelyard.dev/AddressAssigned";
 
@@ -125,12 +126,25 @@ fn a_released_address_is_silent_and_can_be_had_again() {
     let wish = "annotations: {steelyard.dev/loadBalancerIPs: 192.0.2.239}";
     let service = TestService::create(lab, "released", wish, "type: LoadBalancer");
     let address = service.wait_for_addresses(1)[0];
+    let target = SocketAddr::new(address, 80);
+    let client = lab.at(&Place::Client).unwrap();
+    wait_until_answers(&client, target);
     service.patch(r#"{"spec":{"type":"ClusterIP"}}"#);
     wait("the status to be empty and the claim free", SETTLE, || {
         let is_free = claim(lab, address).is_none_or(|(holders, _)| holders.is_empty());
         Ok((service.addresses().is_empty() && is_free).then_some(()))
     })
     .unwrap();
+    wait(&format!("nobody to say where {address} is"), SETTLE, || {
+        // The client asks anew, instead of sending to where the address was.
+        client.run("ip", &["neighbour", "flush", "to", &address.to_string()])?;
+        // The kernel gives up asking after three seconds, and says so; whoever announced it would let it connect, drop
+        // what it sends, or refuse.
+        let error = client.tcp_connect(target, Duration::from_secs(8)).err().ok_or_else(|| Error::msg("it accepts"))?;
+        if error_kind(&error) == Some(ErrorKind::HostUnreachable) { Ok(Some(())) } else { Err(error) }
+    })
+    .unwrap();
     let other = TestService::create(lab, "next-holder", wish, "type: LoadBalancer");
     assert_eq!(other.wait_for_addresses(1), [address]);
+    wait_until_answers(&client, target);
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 
+use serde_json::json;
 use steelyard_lab::{Lab, Place, Progress, steelyard_binary, wait};
 
 use crate::crds;
@@ -23,9 +24,19 @@ fn the_api_server_takes_good_objects_and_refuses_bad_ones() {
 fn an_agent_writes_only_for_its_own_node() {
     let (lab, _alone) = lab();
     let agent = "--as=system:serviceaccount:steelyard-system:steelyard-node";
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("labelled.json");
+    // By server-side apply, as the agent does it: it has no right to get these objects, which kubectl otherwise does first.
+    let apply = ["apply", "--server-side", "--validate=false", "--filename", manifest.to_str().unwrap(), agent];
     let label = |node: &str, of: &str| {
+        let object = json!({
+            "apiVersion": "steelyard.dev/v1alpha1",
+            "kind": "NodeAnnouncement",
+            "metadata": {"name": of, "labels": {"tried": "yes"}},
+        });
+        fs::write(&manifest, object.to_string()).unwrap();
         let extra = format!("--as-user-extra=authentication.kubernetes.io/node-name={node}");
-        lab.kubectl(&["label", "nodeannouncement", of, "tried=yes", "--overwrite", agent, &extra])
+        lab.kubectl(&[&apply[..], &[&extra]].concat())
     };
     label("node1", "node1").unwrap();
     let refused = format!("{:#}", label("node1", "node2").unwrap_err());

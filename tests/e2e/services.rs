@@ -8,8 +8,8 @@ use std::time::Duration;
 use steelyard_lab::{Error, Place, Vantage, error_kind, wait};
 
 use crate::web::{
-    LIMIT, NAMESPACE, SETTLE, TestService, announcer, client_address, client_seen, lab, pods, wait_until_answers,
-    who_answers,
+    LIMIT, NAMESPACE, SETTLE, TestService, announcer, client_address, client_seen, lab, node_of, pods,
+    wait_until_answers, who_answers,
 };
 
 #[test]
@@ -102,10 +102,9 @@ fn policy_local_keeps_the_client_and_stays_on_the_node() {
         let target = SocketAddr::new(address, 80);
         wait_until_answers(&client, target);
         assert_eq!(client_seen(&client, target), client_address(address));
-        let node = announcer(lab, address, None);
+        let node = announcer(lab, &client, address);
         for name in who_answers(&client, target, 30) {
-            let pod = pods.iter().find(|pod| pod.name == name).unwrap();
-            assert_eq!(pod.node, node, "{name} answered for {address}, which {node} announces");
+            assert_eq!(node_of(&pods, &name), node, "{name} answered for {address}, which {node} announces");
         }
         let pod = lab.at(&pods[0].place()).unwrap();
         assert!(who_answers(&pod, target, 40).len() > 2, "a pod is inside the cluster: it may reach all endpoints");

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use steelyard_lab::{Datapath, Lab, Member, Place, Vantage, wait};
+use steelyard_lab::{Datapath, Error, Lab, Member, Place, Vantage, wait};
 
 /// How long one request may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(3);
@@ -147,6 +147,7 @@ pub(crate) struct Pod {
     pub(crate) name: String,
     pub(crate) node: String,
     pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) ready: bool,
 }
 
 impl Pod {
@@ -169,6 +170,9 @@ pub(crate) fn pods(lab: &Lab) -> Vec<Pod> {
             .flatten()
             .map(|ip| ip["ip"].as_str().unwrap().parse().unwrap())
             .collect(),
+        ready: pod["status"]["conditions"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")),
     })
     .collect()
 }
@@ -192,19 +196,32 @@ pub(crate) fn client_seen(from: &Vantage, target: SocketAddr) -> IpAddr {
     body.parse::<SocketAddr>().unwrap_or_else(|_| panic!("{body:?} is no address and port")).ip()
 }
 
-/// The node that says that it announces an address, other than `not`.
-pub(crate) fn announcer(lab: &Lab, address: IpAddr, not: Option<&str>) -> String {
-    wait(&format!("a node to announce {address}"), SETTLE, || {
-        let list = lab.get_raw("/apis/steelyard.dev/v1alpha1/nodeannouncements")?;
-        let nodes = list["items"].as_array().cloned().unwrap_or_default();
-        let announces = |node: &&Value| {
-            let announcements = node["status"]["announcements"].as_array();
-            announcements.into_iter().flatten().any(|one| one["address"] == address.to_string())
-        };
-        let names = nodes.iter().filter(announces).map(|node| node["metadata"]["name"].as_str().unwrap().to_owned());
-        Ok(names.into_iter().find(|name| Some(name.as_str()) != not))
+/// The node to which packets of `client` for an address go, by the hardware address that the client learned for it. What
+/// nodes say of themselves (NodeAnnouncement) may be old: a dead one's object stays as it was.
+pub(crate) fn announcer(lab: &Lab, client: &Vantage, address: IpAddr) -> String {
+    wait(&format!("{} to know who has {address}", client.name()), SETTLE, || {
+        let learned = client.run("ip", &["neighbour", "show", "to", &address.to_string(), "dev", "eth0"])?;
+        for node in lab.nodes() {
+            let own = lab.at(&node.into())?.run("ip", &["-brief", "link", "show", "eth0"])?;
+            if own.split_whitespace().any(|mac| mac.contains(':') && learned.contains(&format!("lladdr {mac} "))) {
+                return Ok(Some(node.to_string()));
+            }
+        }
+        Err(Error::msg(format!("no node has the hardware address of {learned:?}")))
     })
     .unwrap()
+}
+
+/// The node of the pod that answers now.
+pub(crate) fn answering_node(from: &Vantage, pods: &[Pod], target: SocketAddr) -> String {
+    let name = from.http_get(&format!("http://{target}/hostname"), LIMIT).unwrap().body;
+    node_of(pods, &name)
+}
+
+/// The node on which a pod runs.
+pub(crate) fn node_of(pods: &[Pod], name: &str) -> String {
+    let pod = pods.iter().find(|pod| pod.name == name);
+    pod.unwrap_or_else(|| panic!("{name} is no pod of ours")).node.clone()
 }
 
 /// The outside client's address of the same family as `address`.

@@ -67,7 +67,8 @@ need_command ip iproute2
 need_command nft nftables
 need_command conntrack conntrack
 need_command ping iputils-ping
-need_command arping arping
+# The one of Habets: that of iputils-arping has other options.
+[[ $(arping --help 2>&1 || true) == *Habets* ]] || packages+=(arping)
 need_command ndisc6 ndisc6
 need_command tcpdump tcpdump
 need_command socat socat

@@ -242,13 +242,17 @@ fn make(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("failed to create cgroup {} (are you root?)", folder.display()))
 }
 
-/// Hand all controllers of a v2 folder down to its children.
+/// What a kubelet needs. The root's controllers stay on when the lab is gone, so no others.
+const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"];
+
+/// Hand the controllers that the lab needs down to the children of a v2 folder.
 fn delegate(folder: &Path) -> Result<()> {
     let available = fs::read_to_string(folder.join("cgroup.controllers"))?;
     let handed_down = fs::read_to_string(folder.join("cgroup.subtree_control"))?;
     let handed_down: BTreeSet<&str> = handed_down.split_whitespace().collect();
-    for controller in available.split_whitespace().filter(|c| !handed_down.contains(c)) {
-        // Some (`rdma`, `misc`) may refuse; the kubelet asks for what it needs.
+    let wanted = available.split_whitespace().filter(|c| CONTROLLERS.contains(c) && !handed_down.contains(c));
+    for controller in wanted {
+        // `io` and `hugetlb` may refuse; without them only limits on those are missing.
         let done = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
         if let (Err(error), "cpu" | "cpuset" | "memory" | "pids") = (done, controller) {
             return Err(error).with_context(|| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,7 +15,7 @@ use crate::lab::{Datapath, Lab, Options};
 use crate::layout::{LabName, Member};
 use crate::place::{Place, Vantage};
 use crate::progress::Progress;
-use crate::wait::wait;
+use crate::wait::{pause, wait};
 
 const MANIFEST: &str = include_str!("manifests/demo.yaml");
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
@@ -34,13 +35,14 @@ pub fn demo(name: LabName, keep: bool) -> Result<()> {
 
     story.step("Raising a cluster of three nodes: etcd, API server, kubelets, containerd; no kube-proxy")?;
     let options = Options { name: name.clone(), nodes: 3, datapath: Datapath::None };
-    let lab = if keep { Lab::start(&options, &progress)? } else { Lab::start_guarded(&options, &progress)? };
+    let mut lab = if keep { Lab::start(&options, &progress)? } else { Lab::start_guarded(&options, &progress)? };
     story.done()?;
 
     story.step(
         "Installing Steelyard with Helm: a controller assigns addresses, an agent on each node announces and forwards",
     )?;
     lab.install_steelyard(&binary, &[])?;
+    lab.set_datapath(Datapath::Steelyard)?;
     lab.wait_for_dns()?;
     story.shell(&lab, &["get", "pods", "--all-namespaces", "--output", "wide"])?;
     story.done()?;
@@ -50,9 +52,10 @@ pub fn demo(name: LabName, keep: bool) -> Result<()> {
     let address = shown.spread(&mut story)?;
     shown.name_from_a_pod(&mut story)?;
     shown.client_address(&mut story, address)?;
-    shown.power_off(&mut story, address)?;
+    let dead = shown.power_off(&mut story, address)?;
 
     if keep {
+        shown.power_on(&mut story, &dead)?;
         return story.say(&how_to_go_on(&name, address));
     }
     story.step("Taking everything down")?;
@@ -171,42 +174,83 @@ impl Demo<'_> {
         story.done()
     }
 
-    /// The node that says that it announces an address, other than `not`: a dead node's object still says what it did last.
-    fn announcer(&self, address: IpAddr, not: Option<&str>) -> Result<Option<String>> {
-        let list = self.lab.get_raw("/apis/steelyard.dev/v1alpha1/nodeannouncements")?;
-        let nodes = list.pointer("/items").and_then(Value::as_array).cloned().unwrap_or_default();
-        let announces = |node: &&Value| {
-            let announcements = node.pointer("/status/announcements").and_then(Value::as_array);
-            announcements.into_iter().flatten().any(|one| {
-                one.get("address").and_then(Value::as_str).and_then(|text| text.parse().ok()) == Some(address)
-            })
-        };
-        let mut names = nodes.iter().filter(announces).filter_map(|node| node.pointer("/metadata/name")?.as_str());
-        Ok(names.find(|name| Some(*name) != not).map(str::to_owned))
-    }
-
-    fn power_off(&self, story: &mut Story, address: IpAddr) -> Result<()> {
-        let old = wait("some node to say that it announces the address", Duration::from_secs(15), || {
-            self.announcer(address, None)
-        })?;
-        story.step(&format!("{old} announces {address}. Powering it off while the client dials every 10 ms"))?;
+    /// Powers off the node that announces an address of policy `Local`, which is that of the pod that answers there.
+    fn power_off(&self, story: &mut Story, address: IpAddr) -> Result<String> {
         let client = self.lab.at(&Place::Client)?;
         let target = SocketAddr::new(address, 80);
         self.answers(&client, target)?;
-        let off = Instant::now();
-        self.lab.fail(&old, Failure::PowerOff)?;
-        wait(&format!("{address} to answer again"), Duration::from_secs(30), || {
-            client.http_get(&format!("http://{target}/hostname"), Duration::from_millis(100)).map(|_| Some(()))
-        })?;
-        let gap = off.elapsed();
-        let new = wait("another node to say that it announces the address", Duration::from_secs(15), || {
-            self.announcer(address, Some(&old))
+        let url = format!("http://{target}/hostname");
+        let nodes = self.pods()?;
+        let node_of = |pod: &str| nodes.get(pod).with_context(|| format!("{pod} is no pod of ours"));
+        let old = node_of(&client.http_get(&url, REQUEST_LIMIT)?.body)?;
+        story.step(&format!(
+            "{old} announces {address}. Powering it off while the client dials on and on, 10 ms after each answer"
+        ))?;
+        let (last, first, new) = std::thread::scope(|scope| {
+            let (tell, told) = mpsc::channel();
+            scope.spawn(|| dial_on_and_on(&client, &url, tell));
+            // It answers until the power goes.
+            let (mut last, _) = next_answer(&told, REQUEST_LIMIT)?;
+            self.lab.fail(old, Failure::PowerOff)?;
+            loop {
+                let (when, pod) = next_answer(&told, Duration::from_secs(30))?;
+                let node = node_of(&pod)?;
+                if node != old {
+                    break anyhow::Ok((last, when, node));
+                }
+                last = when;
+            }
         })?;
         story.say(&format!(
-            "  {address} answered again {} ms after the power-off began, announced by {new}",
-            gap.as_millis()
+            "  between the last answer from {old} and the first from {new}, which announces {address} now: {} ms",
+            first.duration_since(last).as_millis()
         ))?;
+        story.done()?;
+        Ok(old.clone())
+    }
+
+    fn power_on(&self, story: &mut Story, node: &str) -> Result<()> {
+        story.step(&format!("Powering {node} on again"))?;
+        // Until its kubelet and our agent there write anew, all that the API server knows of the node is from before.
+        let lease = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}");
+        let agent = format!("/apis/steelyard.dev/v1alpha1/nodeannouncements/{node}");
+        let version =
+            |path: &str| anyhow::Ok(self.lab.get_raw(path)?.pointer("/metadata/resourceVersion").map(Value::to_string));
+        let before = (version(&lease)?, version(&agent)?);
+        self.lab.heal(node)?;
+        wait(&format!("the kubelet and the agent of {node} to be there"), Duration::from_secs(90), || {
+            Ok((version(&lease)? != before.0 && version(&agent)? != before.1).then_some(()))
+        })?;
+        self.lab.kubectl(&["wait", "--for=condition=Ready", "node", node, "--timeout=90s"])?;
+        let agents = ["-n", "steelyard-system", "rollout", "status", "daemonset/steelyard-node", "--timeout=90s"];
+        self.lab.kubectl(&agents)?;
+        story.shell(self.lab, &["get", "nodes"])?;
         story.done()
+    }
+}
+
+/// When an answer came and from which pod, if one came.
+type Dialled = Option<(Instant, String)>;
+
+/// Tells what became of each dial, until nobody listens. Each is a connection of its own and has little time: one that
+/// was begun in a silence does not outlast it by much.
+fn dial_on_and_on(client: &Vantage, url: &str, tell: mpsc::Sender<Dialled>) {
+    loop {
+        let answer = client.http_get(url, Duration::from_millis(100));
+        if tell.send(answer.ok().map(|answer| (Instant::now(), answer.body))).is_err() {
+            return;
+        }
+        pause(Duration::from_millis(10));
+    }
+}
+
+fn next_answer(told: &mpsc::Receiver<Dialled>, limit: Duration) -> Result<(Instant, String)> {
+    let until = Instant::now() + limit;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if let Some(answer) = told.recv_timeout(left).with_context(|| format!("no answer for {limit:?}"))? {
+            return Ok(answer);
+        }
     }
 }
 

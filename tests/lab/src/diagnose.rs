@@ -21,6 +21,12 @@ impl Lab {
             write!(text, "\n===== kubectl {}\n{said}", arguments.join(" ")).ok();
         };
         kubectl(&["get", "nodes,pods,services,endpointslices", "-A", "-o", "wide"]);
+        // Our own objects, of the kinds that are there: a lab may run without Steelyard.
+        let kinds = self.kubectl(&["api-resources", "--api-group=steelyard.dev", "--output=name"]).unwrap_or_default();
+        let kinds: Vec<&str> = kinds.lines().collect();
+        if !kinds.is_empty() {
+            kubectl(&["get", &kinds.join(","), "-o", "yaml"]);
+        }
         kubectl(&["get", "events", "-A", "--sort-by=.lastTimestamp"]);
         for namespace in namespaces {
             kubectl(&["-n", namespace, "describe", "services,pods"]);

@@ -104,17 +104,25 @@ pub(crate) fn remove_folder(path: &Path) -> Result<()> {
 /// How long to wait for somebody else who brings the same lab up or down.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Held by whoever brings the lab up or takes it down.
+/// Held by whoever brings the lab up, takes it down or changes its machines.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
+    /// Take it to change something of a lab that is up.
+    pub(crate) fn take_of_running(layout: &Layout) -> Result<Self> {
+        // Looked for first, since taking the lock makes the folder; and after, since who had the lock may have ended it.
+        let recorded = || layout.record().exists();
+        let lock = recorded().then(|| Self::take(layout)).transpose()?;
+        lock.filter(|_| recorded()).with_context(|| format!("lab {} is not up", layout.name()))
+    }
+
     /// Take it, waiting a while for somebody else to finish.
     pub(crate) fn take(layout: &Layout) -> Result<Self> {
         let path = layout.lock();
-        wait(&format!("whoever brings lab {} up or down", layout.name()), LOCK_LIMIT, || {
+        wait(&format!("whoever changes lab {}", layout.name()), LOCK_LIMIT, || {
             fs::create_dir_all(layout.state())
                 .with_context(|| format!("failed to create {}", layout.state().display()))?;
             // Keys of the cluster's administrator are below.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::cgroup::Hierarchies;
+use crate::down::Lock;
 use crate::lab::Lab;
 use crate::layout::Member;
 use crate::{machine, network};
@@ -50,9 +51,10 @@ impl Lab {
     /// Break a node. Failures add up.
     ///
     /// # Errors
-    /// If there is no such node.
+    /// If there is no such node, or the lab is not up.
     pub fn fail(&self, node: &str, failure: Failure) -> Result<()> {
         let node = self.node(node)?;
+        let _lock = Lock::take_of_running(self.layout())?;
         match failure {
             Failure::PowerOff => {
                 // No packet of the dying node may get out: first the cable, then the power.
@@ -68,9 +70,10 @@ impl Lab {
     /// Undo every failure of a node. One whose power was cut boots; its disk is as it was.
     ///
     /// # Errors
-    /// If there is no such node, or it does not start.
+    /// If there is no such node, it does not start, or the lab is not up.
     pub fn heal(&self, node: &str) -> Result<()> {
         let node = self.node(node)?;
+        let _lock = Lock::take_of_running(self.layout())?;
         if machine::pid(self.layout(), node).is_none() {
             network::disconnect(self.layout(), node)?;
             network::connect(self.layout(), node, self.record().nodes)?;

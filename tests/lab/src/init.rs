@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Hierarchies;
 use crate::layout::MASKED;
+use crate::mounts;
 
 /// A program that died is started again after this time.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
@@ -169,7 +170,11 @@ fn set_up_mounts(spec: &Spec) -> Result<()> {
         fs::create_dir_all(target)?;
         bind(source, target)?;
     }
-    apply("make read-only", None, root, None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY)?;
+    let mut kept: Vec<PathBuf> = ["/dev", "/proc", "/sys"].into_iter().chain(MASKED).map(PathBuf::from).collect();
+    kept.extend(spec.binds.iter().map(|(_, target)| target.clone()));
+    // The mount table names it without symbolic links.
+    kept.push(fs::canonicalize(&spec.writable)?);
+    mounts::make_read_only(&kept)?;
     // As systemd leaves it: containers may ask for mounts that propagate.
     apply("make shared", None, root, None, MsFlags::MS_SHARED | MsFlags::MS_REC)
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::down::Lock;
 use crate::images;
 use crate::lab::Lab;
 use crate::layout::{API_PORT, Member, POD_RANGES};
@@ -67,8 +68,9 @@ impl Lab {
     /// Put a newly built `binary` on all nodes and let everything of ours restart with it, one after the other.
     ///
     /// # Errors
-    /// If a node refuses it, or the restart does not come to its end.
+    /// If a node refuses it, the restart does not come to its end, or the lab is not up.
     pub fn load(&self, binary: &Path) -> Result<()> {
+        let _lock = Lock::take_of_running(self.layout())?;
         self.import(&images::steelyard(binary, images::STEELYARD)?)?;
         let ours = ["deployments,daemonsets", "--selector", OURS];
         let namespace = ["--namespace", NAMESPACE];

@@ -92,6 +92,12 @@ impl Lab {
         self.record.write(&self.layout)
     }
 
+    /// Record that somebody forwards Service traffic since `up`.
+    pub(crate) fn set_datapath(&mut self, datapath: Datapath) -> Result<()> {
+        self.record.datapath = datapath;
+        self.record.write(&self.layout)
+    }
+
     pub(crate) fn set_guardian(&mut self, guardian: Guardian) {
         self.guardian = Some(guardian);
     }

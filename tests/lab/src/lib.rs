@@ -36,6 +36,7 @@ mod lab;
 pub mod layout;
 pub mod machine;
 mod manifests;
+mod mounts;
 pub mod netns;
 mod network;
 mod node;

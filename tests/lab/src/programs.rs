@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use crate::cache::{Key, Part, Say};
 use build::duration;
 use modules::MODULES;
-use recipes::{CLUSTER, CONFORMANCE, Kind, Recipe};
+use recipes::{CLUSTER, CONFORMANCE, GOFLAGS, Kind, Recipe};
 use tools::Go;
 
 /// The part of the cache folder that is ours.
@@ -156,7 +156,7 @@ impl Workshop {
     fn module_folder(&self, module: &str, path: &str) -> Result<PathBuf> {
         let output = Command::new(&self.go.command)
             .args(["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", path])
-            .envs([("GOFLAGS", ""), ("GOWORK", "off")])
+            .envs([("GOFLAGS", GOFLAGS), ("GOWORK", "off")])
             .current_dir(self.modules.join(module))
             .output()
             .with_context(|| format!("asking go for the sources of {path}"))?;

@@ -1,11 +1,11 @@
 //! Labs for tests: one that all tests of a process share, and a guardian that takes it down when the process ends,
 //! however it ends.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::unistd::setsid;
 
 use crate::lab::{Datapath, Lab, Options};
@@ -19,6 +19,10 @@ pub(crate) struct Guardian {
     layout: Layout,
 }
 
+/// What a guardian hears before the end of its standard input if the lab came up: then its logs have had their use.
+/// Those of one that did not are what its error points to.
+const CAME_UP: &str = "came up";
+
 impl Guardian {
     /// Watch over the lab `name`.
     pub(crate) fn appoint(name: &LabName) -> Result<Self> {
@@ -28,6 +32,12 @@ impl Guardian {
         // Its standard input ends when this process does.
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         Ok(Self { process: command.spawn().context("failed to start the lab's guardian")?, layout })
+    }
+
+    /// Tell it that the lab came up.
+    fn relieve_of_logs(&mut self) -> Result<()> {
+        let stdin = self.process.stdin.as_mut().context("the guardian does not listen")?;
+        Ok(stdin.write_all(CAME_UP.as_bytes())?)
     }
 }
 
@@ -40,12 +50,13 @@ impl Drop for Guardian {
     }
 }
 
-/// Be the guardian: wait for the end of standard input, then take the lab down and forget it.
+/// Be the guardian: wait for the end of standard input, then take the lab down, and forget it if it ever came up.
 pub fn guard(layout: &Layout) -> Result<()> {
     // Whatever stops the test (^C, say) must not stop this.
     setsid().ok();
-    std::io::stdin().lock().read_to_end(&mut Vec::new())?;
-    down::purge(layout)
+    let mut heard = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut heard)?;
+    if heard == CAME_UP.as_bytes() { down::purge(layout) } else { down::down(layout) }
 }
 
 /// The lab that this process shares.
@@ -56,10 +67,11 @@ impl Lab {
     /// nodes that is started now and goes down when the process ends.
     ///
     /// # Errors
-    /// If the lab of that name is not up, or cannot be started.
+    /// If the lab of that name is not up, has another datapath, or cannot be started.
     pub fn shared(datapath: Datapath) -> Result<&'static Self> {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lab) = *shared {
+            lab.expect_datapath(datapath)?;
             return Ok(lab);
         }
         let lab = match LabName::named_by_env()? {
@@ -69,7 +81,15 @@ impl Lab {
                 Self::start_guarded(&Options { name, nodes: 3, datapath }, &Progress::new())?
             }
         };
+        lab.expect_datapath(datapath)?;
         Ok(shared.insert(Box::leak(Box::new(lab))))
+    }
+
+    /// What a test shows on a lab with another datapath is not what it says.
+    fn expect_datapath(&self, wanted: Datapath) -> Result<()> {
+        let (name, found) = (self.layout().name(), self.record().datapath);
+        ensure!(found == wanted, "lab {name} was started with the datapath {found:?}; this needs {wanted:?}");
+        Ok(())
     }
 
     /// A lab of a test's own: it goes down when the value is dropped or the process ends.
@@ -77,8 +97,9 @@ impl Lab {
     /// # Errors
     /// As [`Lab::start`].
     pub fn start_guarded(options: &Options, progress: &Progress) -> Result<Self> {
-        let guardian = Guardian::appoint(&options.name)?;
+        let mut guardian = Guardian::appoint(&options.name)?;
         let mut lab = Self::start(options, progress)?;
+        guardian.relieve_of_logs()?;
         lab.set_guardian(guardian);
         Ok(lab)
     }

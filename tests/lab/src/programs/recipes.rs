@@ -11,6 +11,12 @@ const KEY_VERSION: u32 = 1;
 /// Clients and upstream tests look at the version that a Kubernetes program reports.
 const KUBERNETES_VERSION: (&str, &str, &str) = ("v1.36.3", "1", "36");
 
+/// Not empty: then Go would take those that the user set with `go env -w`.
+pub(super) const GOFLAGS: &str = "-mod=readonly";
+
+/// Go's name of this machine.
+const GOARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+
 /// How a package becomes a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -111,13 +117,13 @@ impl Recipe {
     }
 
     /// The environment that decides about the result.
-    pub(super) fn environment(&self) -> [(&'static str, &'static str); 3] {
+    pub(super) fn environment(&self) -> [(&'static str, &'static str); 5] {
         let cgo = match self.kind {
             Kind::Static | Kind::Test => "0",
             Kind::Cgo => "1",
         };
-        // Flags and workspaces of the user must not leak in.
-        [("CGO_ENABLED", cgo), ("GOFLAGS", ""), ("GOWORK", "off")]
+        // Flags, workspaces and targets of the user must not leak in.
+        [("CGO_ENABLED", cgo), ("GOFLAGS", GOFLAGS), ("GOWORK", "off"), ("GOOS", "linux"), ("GOARCH", GOARCH)]
     }
 
     /// The name of the cache entry: whatever determines the result is in it.

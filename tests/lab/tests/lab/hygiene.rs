@@ -126,11 +126,14 @@ fn the_guardian_takes_the_lab_of_a_killed_test_down() {
     let up = program().args(["--name", "orphan", "up", "--nodes", "1", "--without-datapath"]).status().unwrap();
     assert!(up.success());
     assert_ne!(traces(&layout), BTreeSet::new());
-    // What the end of a test process, whatever its cause, means to its guardian.
+    // What the end of a test process, whatever its cause, means to its guardian. Nobody told this one that the lab came
+    // up: the logs are kept for whoever wants to know why.
     drop(guardian.stdin.take());
     assert!(guardian.wait().unwrap().success());
     assert_eq!(traces(&layout), BTreeSet::new());
-    assert!(!layout.state().exists());
+    let left: BTreeSet<_> = fs::read_dir(layout.state()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(left, BTreeSet::from([layout.lock(), layout.logs()]));
+    steelyard_lab::purge(&layout).unwrap();
 }
 
 /// On a machine with v1 controllers the v2 hierarchy has none, but processes can be held, frozen and killed by it alike.

@@ -124,7 +124,7 @@ impl Responders {
     }
 
     fn fail(&mut self, index: InterfaceIndex, error: ApplyError, retry_at: Instant) {
-        let message = chain(error);
+        let message = chain(&error);
         if self.failed.get(&index).is_none_or(|known| chain(&known.error) != message) {
             tracing::warn!(error = message, "trying again every second");
         }

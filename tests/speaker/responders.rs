@@ -49,7 +49,8 @@ fn an_interface_that_fails_leaves_the_others_alone_and_its_end_is_told() {
         assert_eq!(responders.errors().count(), 0, "what is not wanted is no failure");
         timeout(LIMIT, ended.notified()).await.expect("the end was not told");
         assert!(responders.actual().is_empty(), "told before the task was finished");
-        let errors: Vec<String> = responders.errors().map(|error| error.message()).collect();
+        let errors: Vec<String> =
+            responders.errors().map(|error| steelyard::runtime::telemetry::chain(error)).collect();
         assert_eq!(errors, [format!("interface {INTERFACE} stopped answering")]);
         assert!(responders.next_retry().unwrap() >= begin + Duration::from_secs(1));
     });

@@ -6,7 +6,7 @@
 #![allow(clippy::duplicated_attributes, reason = "every printcolumn has the same keys")]
 #![allow(unreachable_pub, reason = "KubeSchema copies each struct, visibility and all, into a function")]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -61,8 +61,8 @@ pub struct Announcement {
     /// The hardware address that answers carry.
     pub mac: String,
 
-    /// Since when.
-    pub since: Time,
+    /// Since when. To the microsecond: within the second in which a node dies its successor takes over.
+    pub since: MicroTime,
 
     /// Why this node: a CamelCase word such as `Elected` or `PreviousOwnerGone`.
     pub reason: String,

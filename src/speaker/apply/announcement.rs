@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -76,7 +76,7 @@ pub fn status<'a>(
                 address: address.to_string(),
                 interface: interface.to_string(),
                 mac: station.mac.to_string(),
-                since: Time(now),
+                since: MicroTime(now),
                 reason: ELECTED.to_owned(),
             };
             let is_same = |known: &&Announcement| Announcement { since: new.since.clone(), ..(*known).clone() } == new;
@@ -249,7 +249,7 @@ mod tests {
         let again = status(&stations(1, &["192.0.2.1", "2001:db8::1"]), &BTreeMap::new(), &[], &first, at(9));
         assert_eq!(again, first, "so that nothing is written");
         let other_mac = status(&stations(7, &["192.0.2.1"]), &BTreeMap::new(), &[], &first, at(9));
-        assert_eq!(other_mac.announcements[0].since, Time(at(9)));
+        assert_eq!(other_mac.announcements[0].since, MicroTime(at(9)));
     }
 
     #[test]

@@ -74,7 +74,7 @@ conformance: ## Run upstream e2e specs on a running lab (FOCUS=regular-expressio
 
 .PHONY: bench
 bench: setup ## Run the benches.
-	cargo bench --locked
+	cargo bench --locked --bench datapath
 
 .PHONY: image
 image: ## Make our container image; prints where the archive is.

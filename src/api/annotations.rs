@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 pub const ADDRESS_POOL: &str = "steelyard.dev/address-pool";
 /// Assign exactly these addresses: a comma-separated list, at most one of each family.
 pub const LOAD_BALANCER_IPS: &str = "steelyard.dev/loadBalancerIPs";
-/// Services with an equal key may share an address.
+/// Services with an equal key may share an address. Read, not honoured yet.
 pub const ALLOW_SHARED_IP: &str = "steelyard.dev/allow-shared-ip";
 /// Written by the controller: the pool that the addresses came from.
 pub const ALLOCATED_FROM_POOL: &str = "steelyard.dev/allocated-from-pool";

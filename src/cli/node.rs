@@ -7,40 +7,34 @@
 //!      └────────────▶ membership ──who is alive──────┘
 //! ```
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+mod parts;
+mod watches;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use clap::{ArgAction, ValueEnum};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use kube::Client;
-use kube::runtime::watcher;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinError;
 
+use self::parts::{Parts, ends, finish};
+use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
 use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
-use crate::datapath::reconciler::Datapath;
+use crate::datapath::reconciler::{Datapath, Outputs};
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
 use crate::membership::{self, Membership, Timing};
-use crate::model::link::Links;
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
 use crate::netlink::links::{self, LinksError};
 use crate::runtime::admin::{self, AdminError, Readiness};
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, shutdown};
-use crate::runtime::watch::{Sink, forward, sink};
-use crate::speaker::watch::{Inbox, SLICES};
 use crate::speaker::{self, Surroundings};
-
-/// Events that may wait for a component's loop; a watch that is faster waits.
-const QUEUE: usize = 1024;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -138,9 +132,6 @@ pub enum NodeError {
     Panicked(#[from] JoinError),
 }
 
-/// The parts of the agent; each ends with its name.
-type Parts = JoinSet<Result<&'static str, NodeError>>;
-
 impl Node {
     /// Runs until SIGTERM or SIGINT, or until a part fails.
     ///
@@ -166,8 +157,8 @@ impl Node {
         match self.datapath {
             DatapathMode::On => {
                 let metrics = datapath::metrics::Metrics::register(&mut registry);
-                let datapath =
-                    Datapath::new(name.clone(), self.settings(), programmed, metrics).map_err(NodeError::Datapath)?;
+                let datapath = Datapath::new(name.clone(), self.settings(), Outputs { programmed }, metrics)
+                    .map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), &mut parts);
                 let stopped = stop.clone();
                 parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
@@ -232,49 +223,6 @@ impl Node {
     }
 }
 
-/// The watches that several parts share, one for each kind.
-#[derive(Default)]
-struct Watches {
-    nodes: Vec<Box<dyn Sink<core::Node>>>,
-    services: Vec<Box<dyn Sink<core::Service>>>,
-    slices: Vec<Box<dyn Sink<discovery::EndpointSlice>>>,
-}
-
-impl Watches {
-    fn for_speaker(&mut self) -> Inbox {
-        let inbox = Inbox::default();
-        self.nodes.push(inbox.nodes());
-        self.services.push(inbox.services());
-        self.slices.push(inbox.slices());
-        inbox
-    }
-
-    fn for_datapath(
-        &mut self,
-        client: &Client,
-        links: watch::Receiver<Arc<Links>>,
-        parts: &mut Parts,
-    ) -> mpsc::Receiver<datapath::watch::Event> {
-        let (sender, events) = mpsc::channel(QUEUE);
-        self.nodes.push(sink(sender.clone(), datapath::watch::Event::Node));
-        self.services.push(sink(sender.clone(), datapath::watch::Event::Service));
-        self.slices.push(sink(sender.clone(), datapath::watch::Event::Slice));
-        let cidrs = sink(sender.clone(), datapath::watch::Event::ServiceCidr);
-        let cidrs = forward(client.clone(), watcher::Config::default(), vec![cidrs]);
-        parts.spawn(ends(cidrs, "watch of ServiceCIDRs"));
-        parts.spawn(ends(follow_addresses(links, sender), "watch of interfaces"));
-        events
-    }
-
-    fn start(self, client: &Client, parts: &mut Parts) {
-        let everything = watcher::Config::default;
-        parts.spawn(ends(forward(client.clone(), everything(), self.nodes), "watch of Nodes"));
-        parts.spawn(ends(forward(client.clone(), everything(), self.services), "watch of Services"));
-        let slices = everything().labels(SLICES);
-        parts.spawn(ends(forward(client.clone(), slices, self.slices), "watch of EndpointSlices"));
-    }
-}
-
 /// Deletes our tables, so that nothing goes on forwarding as it was when they were last written.
 fn cleanup() -> Result<(), NodeError> {
     let deleted = Programmer::new().and_then(|mut programmer| programmer.cleanup()).map_err(NodeError::Cleanup)?;
@@ -293,24 +241,6 @@ async fn run_datapath(
     "datapath"
 }
 
-async fn ends(part: impl Future<Output = ()>, name: &'static str) -> Result<&'static str, NodeError> {
-    part.await;
-    Ok(name)
-}
-
-/// Tells the datapath which addresses are this machine's.
-async fn follow_addresses(mut links: watch::Receiver<Arc<Links>>, sender: mpsc::Sender<datapath::watch::Event>) {
-    loop {
-        let addresses: BTreeSet<IpAddr> =
-            links.borrow_and_update().iter().flat_map(|link| link.addresses.iter().map(|net| net.addr())).collect();
-        if sender.send(datapath::watch::Event::LocalAddresses(addresses)).await.is_err()
-            || links.changed().await.is_err()
-        {
-            return;
-        }
-    }
-}
-
 /// The node is ready once the kernel has what the cluster wanted at the start.
 async fn ready_once_settled(
     mut programmed: watch::Receiver<Arc<Programmed>>,
@@ -326,20 +256,4 @@ async fn ready_once_settled(
     }
     stop.requested().await;
     Ok("readiness")
-}
-
-/// Waits for the parts that have something to put in order after shutdown was requested; they end in no certain order. A
-/// part that ends before is an error. The other parts, the watches among them, end with the process.
-async fn finish(mut parts: Parts, stop: &Shutdown, mut awaited: BTreeSet<&'static str>) -> Result<(), NodeError> {
-    while let Some(part) = parts.join_next().await {
-        let name = part??;
-        if !stop.is_requested() {
-            return Err(NodeError::Ended(name));
-        }
-        awaited.remove(name);
-        if awaited.is_empty() {
-            return Ok(());
-        }
-    }
-    Ok(())
 }

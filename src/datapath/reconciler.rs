@@ -32,10 +32,17 @@ pub struct Datapath {
     lists: Lists,
     desired: Desired,
     programmer: Programmer,
-    programmed: watch::Sender<Arc<Programmed>>,
+    outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
     metrics: Metrics,
+}
+
+/// What others in this process learn from the datapath, each by a channel of its own.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Which addresses this node's kernel forwards: the speaker answers for no other.
+    pub programmed: watch::Sender<Arc<Programmed>>,
 }
 
 /// Which first lists are in.
@@ -52,12 +59,7 @@ impl Datapath {
     ///
     /// # Errors
     /// When there is no way to nf_tables.
-    pub fn new(
-        node: NodeName,
-        settings: Settings,
-        programmed: watch::Sender<Arc<Programmed>>,
-        metrics: Metrics,
-    ) -> Result<Self, ApplyError> {
+    pub fn new(node: NodeName, settings: Settings, outputs: Outputs, metrics: Metrics) -> Result<Self, ApplyError> {
         Ok(Self {
             node,
             settings,
@@ -66,7 +68,7 @@ impl Datapath {
             lists: Lists::default(),
             desired: Desired::default(),
             programmer: Programmer::new()?,
-            programmed,
+            outputs,
             conflicts: BTreeSet::new(),
             quarantined: BTreeMap::new(),
             metrics,
@@ -89,6 +91,16 @@ impl Datapath {
             Seen::Removed(name) => drop(self.service_cidrs.remove(&name)),
         }
         self.index.set_service_cidrs(self.service_cidrs.values().flatten().copied());
+    }
+
+    /// Tells the others what is in the kernel now.
+    fn publish(&self) {
+        self.outputs.programmed.send_if_modified(|known| {
+            let now = Programmed::These(self.programmer.programmed_addresses().collect());
+            let is_new = **known != now;
+            *known = Arc::new(now);
+            is_new
+        });
     }
 
     /// Says what this turn did and who goes without.
@@ -177,12 +189,7 @@ impl Component for Datapath {
         // The kernel may take 0.1 s: other tasks go on meanwhile.
         let report =
             tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
-        self.programmed.send_if_modified(|known| {
-            let now = Programmed::These(self.programmer.programmed_addresses().collect());
-            let is_new = **known != now;
-            *known = Arc::new(now);
-            is_new
-        });
+        self.publish();
         self.report(report, now.monotonic.elapsed());
         Ok(Next::OnEvent)
     }

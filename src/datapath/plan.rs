@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
+use crate::datapath::nft::classes::{Classes, Purpose};
 use crate::datapath::nft::compose::{elements_of, node_elements, policies, policy_of};
 use crate::datapath::nft::elements::{Element, SharedKey};
-use crate::datapath::nft::classes::{Classes, Purpose};
 use crate::datapath::nft::ids::{Class, Exhausted, Ids, Sticky};
 use crate::model::Family;
 use crate::model::service::TrafficPolicy;

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::elements::{Element, Range};
 use super::classes::{Classes, Memory, Recall};
+use super::elements::{Element, Range};
 use super::ids::{Class, Exhausted, FrontendValue, Id, Ids};
 use crate::datapath::entry::{
     EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, Target, Treatment,

@@ -134,16 +134,16 @@ fn frontends() -> impl Strategy<Value = BTreeMap<Frontend, Treatment>> {
 fn entries() -> impl Strategy<Value = ForwardingEntry> {
     let hosts = proptest::collection::btree_set(0u8..4, 0..3);
     let timeout = proptest::option::of(proptest::sample::select(vec![2u64, 10_800]));
-    (frontends(), targets(), targets(), hosts, timeout).prop_map(
-        |(frontends, cluster, local, hosts, timeout)| ForwardingEntry {
+    (frontends(), targets(), targets(), hosts, timeout).prop_map(|(frontends, cluster, local, hosts, timeout)| {
+        ForwardingEntry {
             frontends,
             cluster,
             local,
             affinity: timeout.map(Duration::from_secs),
             source_ranges: vec!["203.0.113.0/24".parse().unwrap()],
             local_addresses: hosts.into_iter().map(|host| [10, 0, 0, host].into()).collect(),
-        },
-    )
+        }
+    })
 }
 
 proptest! {

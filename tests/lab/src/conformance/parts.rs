@@ -85,17 +85,19 @@ impl Part {
 /// Some five minutes on two cores: of every group that a service proxy decides, one or more.
 pub(super) const QUICK: &[&str] = &[
     "[sig-network] API Server should have Endpoints and EndpointSlices pointing to API Server [Conformance]",
-    "[sig-network] Conntrack should be able to cleanup conntrack entries when UDP service target port changes for a NodePort service",
-    "[sig-network] Conntrack should be able to preserve UDP traffic when server pod cycles for a ClusterIP service",
     "[sig-network] Conntrack proxy implementation should not be vulnerable to the invalid conntrack state bug [Privileged]",
-    "[sig-network] DNS should provide DNS for the cluster [Conformance]",
+    "[sig-network] Conntrack should be able to cleanup conntrack entries when UDP service target port changes for a NodePort service",
+    "[sig-network] Conntrack should be able to preserve UDP traffic when initial unready endpoints get ready",
+    "[sig-network] Conntrack should be able to preserve UDP traffic when server pod cycles for a ClusterIP service",
     "[sig-network] DNS should provide DNS for services [Conformance]",
+    "[sig-network] DNS should provide DNS for the cluster [Conformance]",
     "[sig-network] EndpointSlice should support a Service with multiple ports specified in multiple EndpointSlices [Conformance]",
     "[sig-network] HostPort validates that there is no conflict between pods with same hostPort but different hostIP and protocol \
      [LinuxOnly] [Conformance]",
     "[sig-network] KubeProxy should set TCP CLOSE_WAIT timeout [Privileged]",
     "[sig-network] Networking Granular Checks: Services should be able to handle large requests: udp",
     "[sig-network] Networking Granular Checks: Services should function for client IP based session affinity: http [LinuxOnly]",
+    "[sig-network] Networking Granular Checks: Services should function for endpoint-Service: udp",
     "[sig-network] Networking Granular Checks: Services should function for node-Service: http",
     "[sig-network] Networking should check kube-proxy urls",
     "[sig-network] NoSNAT Should be able to send traffic between Pods without SNAT",
@@ -104,15 +106,20 @@ pub(super) const QUICK: &[&str] = &[
     "[sig-network] Services should allow pods to hairpin back to themselves through services",
     "[sig-network] Services should be able to change the type from ExternalName to NodePort [Conformance]",
     "[sig-network] Services should be able to create a functioning NodePort service [Conformance]",
+    "[sig-network] Services should be able to up and down services",
     "[sig-network] Services should be able to update service type to NodePort listening on same port number but different protocols",
     "[sig-network] Services should be possible to connect to a service via ExternalIP when the external IP is not assigned to a node",
     "[sig-network] Services should be rejected when no endpoints exist",
     "[sig-network] Services should fail health check node port if there are only terminating endpoints",
+    "[sig-network] Services should fallback to local terminating endpoints when there are no ready endpoints with \
+     externalTrafficPolicy=Local",
     "[sig-network] Services should fallback to terminating endpoints when there are no ready endpoints with internalTrafficPolicy=Cluster",
     "[sig-network] Services should have session affinity work for NodePort service [LinuxOnly] [Conformance]",
     "[sig-network] Services should implement NodePort and HealthCheckNodePort correctly when ExternalTrafficPolicy changes",
     "[sig-network] Services should implement service.kubernetes.io/headless",
+    "[sig-network] Services should implement service.kubernetes.io/service-proxy-name",
     "[sig-network] Services should preserve source pod IP for traffic thru service cluster IP [LinuxOnly]",
+    "[sig-network] Services should respect internalTrafficPolicy=Local Pod and Node, to Pod (hostNetwork: true)",
     "[sig-network] Services should respect internalTrafficPolicy=Local Pod to Pod",
     "[sig-network] Services should serve multiport endpoints from pods [Conformance]",
     "[sig-network] Services should support externalTrafficPolicy=Local for type=NodePort",
@@ -123,5 +130,7 @@ pub(super) const QUICK: &[&str] = &[
      requests: http",
     "[sig-network] [Feature:IPv6DualStack] Granular Checks: Services Secondary IP Family [LinuxOnly] should function for \
      endpoint-Service: http",
+    "[sig-network] [Feature:IPv6DualStack] Granular Checks: Services Secondary IP Family [LinuxOnly] should function for \
+     pod-Service: udp",
     "[sig-network] [Feature:IPv6DualStack] should create service with ipv6,v4 cluster ip",
 ];

@@ -33,6 +33,9 @@ use parts::{LEFT_OUT, PARTS, Part, QUICK};
 pub use report::{Outcome, Spec, State};
 use results::{Fault, LeftOut, Results, faults};
 
+/// Where the suite looks for a service proxy, and so the namespace of the chart.
+const SYSTEM: &str = "kube-system";
+
 /// More failures than this are not run again: they have another reason than a slow machine.
 const MOST_AGAIN: usize = 25;
 
@@ -244,16 +247,17 @@ impl Judge<'_> {
 
     /// A lab with the proxy, a pool and its advertisement.
     fn raise(&self, nodes: u8) -> Result<Lab> {
-        let datapath = match self.options.proxy {
-            Proxy::Steelyard => Datapath::Steelyard,
-            Proxy::KubeProxy => Datapath::KubeProxy,
+        let (datapath, settings) = match self.options.proxy {
+            // A spec restarts the pods of kube-system that are labelled so.
+            Proxy::Steelyard => (Datapath::None, "podLabels.k8s-app=kube-proxy"),
+            Proxy::KubeProxy => (Datapath::KubeProxy, "datapath.mode=off"),
         };
         self.progress.say(&format!("raising a lab of {nodes} nodes with {}", self.options.proxy));
         let options = crate::lab::Options { name: self.name.clone(), nodes, datapath };
-        let lab = Lab::start_guarded_with(&options, Some(self.binary), self.progress)?;
-        if self.options.proxy == Proxy::KubeProxy {
-            lab.install_steelyard(self.binary, &["--set", "datapath.mode=off"])?;
-        }
+        let lab = Lab::start_guarded(&options, self.progress)?;
+        lab.install_steelyard_in(SYSTEM, self.binary, &["--set", settings])?;
+        self.progress.say("Steelyard is installed");
+        lab.wait_for_dns()?;
         lab.apply(POOL)?;
         Ok(lab)
     }
@@ -297,7 +301,7 @@ impl Judge<'_> {
 
     /// Leaves what can be seen of the lab after a failure: it will be gone.
     fn diagnose(&self, lab: &Lab, path: &Path) {
-        if let Err(error) = fs::write(path, lab.diagnose(&["steelyard-system", "kube-system"])) {
+        if let Err(error) = fs::write(path, lab.diagnose(&[SYSTEM])) {
             self.progress.say(&format!("writing {}: {error}", path.display()));
         }
     }

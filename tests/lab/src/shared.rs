@@ -2,7 +2,6 @@
 //! however it ends.
 
 use std::io::{Read as _, Write as _};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -98,13 +97,8 @@ impl Lab {
     /// # Errors
     /// As [`Lab::start`].
     pub fn start_guarded(options: &Options, progress: &Progress) -> Result<Self> {
-        Self::start_guarded_with(options, None, progress)
-    }
-
-    /// The same, with this binary of ours instead of a newly built one.
-    pub(crate) fn start_guarded_with(options: &Options, binary: Option<&Path>, progress: &Progress) -> Result<Self> {
         let mut guardian = Guardian::appoint(&options.name)?;
-        let mut lab = Self::start_with(options, binary, progress)?;
+        let mut lab = Self::start(options, progress)?;
         guardian.relieve_of_logs()?;
         lab.set_guardian(guardian);
         Ok(lab)

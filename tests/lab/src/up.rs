@@ -1,7 +1,6 @@
 //! Bring a lab up.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -22,11 +21,6 @@ impl Lab {
     /// # Errors
     /// If one of that name is up, or something fails; then all is taken down again.
     pub fn start(options: &Options, progress: &Progress) -> Result<Self> {
-        Self::start_with(options, None, progress)
-    }
-
-    /// The same, with this binary of ours instead of a newly built one.
-    pub(crate) fn start_with(options: &Options, binary: Option<&Path>, progress: &Progress) -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!("the lab makes network namespaces and mounts: run it as root");
         }
@@ -42,7 +36,7 @@ impl Lab {
         if take_down(&layout)? {
             progress.say("cleaned what a crashed run had left");
         }
-        let lab = Self::bring_up(layout.clone(), options, binary, progress);
+        let lab = Self::bring_up(layout.clone(), options, progress);
         if lab.is_err() {
             take_down(&layout).ok();
         }
@@ -50,7 +44,7 @@ impl Lab {
         lab
     }
 
-    fn bring_up(layout: Layout, options: &Options, binary: Option<&Path>, progress: &Progress) -> Result<Self> {
+    fn bring_up(layout: Layout, options: &Options, progress: &Progress) -> Result<Self> {
         let mut say = |text: &str| progress.say(text);
         let programs = programs::ensure(&mut say)?;
         let bin = fs::canonicalize(&programs.bin)?;
@@ -61,8 +55,7 @@ impl Lab {
             refuse_masked("the image archive", image)?;
         }
         let ours = options.datapath == Datapath::Steelyard;
-        let built = |say| binary.map_or_else(|| steelyard_binary(say), |binary| Ok(binary.to_owned()));
-        let binary = ours.then(|| built(&mut say)).transpose()?;
+        let binary = ours.then(|| steelyard_binary(&mut say)).transpose()?;
         progress.say("programs and images are there");
 
         remove_folder(&layout.logs())?;

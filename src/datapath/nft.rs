@@ -28,5 +28,6 @@ pub mod decode;
 pub mod elements;
 pub mod ids;
 pub mod layout;
+pub mod options;
 pub mod read;
 pub mod write;

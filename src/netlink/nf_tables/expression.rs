@@ -122,12 +122,16 @@ pub enum Expression {
     Conntrack(ConntrackKey, Register),
     /// Keeps the bits of the mask, in the machine's byte order.
     And(Register, u32),
+    /// Keeps the bits of the mask in a single byte.
+    AndByte(Register, u8),
     /// Keeps the bits of the mask and sets others, in the machine's byte order: `& MASK | BITS`.
     AndOr(Register, u32, u32),
     /// Turns 32 bits from the machine's to network order.
     ToNetworkOrder(Register),
     /// Compares with 32 bits in the machine's byte order.
     Compare(Register, Compared, u32),
+    /// Compares with a single byte.
+    CompareByte(Register, Compared, u8),
     /// Goes on if the register has this port, in network order.
     IsPort(Register, u16),
     /// Goes on if the set has the key that begins in the register.
@@ -178,6 +182,8 @@ pub enum Expression {
     MasqueradeFullyRandom,
     /// Answers with ICMP port unreachable and drops the packet.
     RejectPortUnreachable(Family),
+    /// Answers a TCP segment with a reset and drops it; an RST is dropped without one.
+    RejectTcpReset,
 }
 
 /// A set or map that stands inside a rule.
@@ -228,6 +234,13 @@ impl Expression {
             Self::Conntrack(key, to) => encode(out, "ct", |out| encode_conntrack(out, *key, *to)),
             Self::And(register, mask) => encode_bitwise(out, *register, *mask, 0),
             Self::AndOr(register, mask, bits) => encode_bitwise(out, *register, *mask & !bits, *bits),
+            Self::AndByte(register, mask) => encode(out, "bitwise", |out| {
+                put_u32(out, 1, register.number());
+                put_u32(out, 2, register.number());
+                put_u32(out, 3, 1);
+                put_nested(out, 4, |out| put(out, DATA_VALUE, &[*mask]));
+                put_nested(out, 5, |out| put(out, DATA_VALUE, &[0]));
+            }),
             Self::ToNetworkOrder(register) => encode(out, "byteorder", |out| {
                 put_u32(out, 1, register.number());
                 put_u32(out, 2, register.number());
@@ -239,6 +252,11 @@ impl Expression {
                 put_u32(out, 1, register.number());
                 put_u32(out, 2, *how as u32);
                 put_nested(out, 3, |out| put(out, DATA_VALUE, &number.to_ne_bytes()));
+            }),
+            Self::CompareByte(register, how, byte) => encode(out, "cmp", |out| {
+                put_u32(out, 1, register.number());
+                put_u32(out, 2, *how as u32);
+                put_nested(out, 3, |out| put(out, DATA_VALUE, &[*byte]));
             }),
             Self::IsPort(register, port) => encode(out, "cmp", |out| {
                 put_u32(out, 1, register.number());
@@ -303,6 +321,11 @@ impl Expression {
                         Family::V6 => 4,
                     }],
                 );
+            }),
+            // `NFT_REJECT_TCP_RST`
+            Self::RejectTcpReset => encode(out, "reject", |out| {
+                put_u32(out, 1, 1);
+                put(out, 2, &[0]);
             }),
         }
     }

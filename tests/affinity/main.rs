@@ -10,11 +10,11 @@
     reason = "helpers of tests, some of them another test program's"
 )]
 
-#[path = "../cases_packets/namespace.rs"]
+#[path = "../stage/namespace.rs"]
 mod namespace;
-#[path = "../cases_packets/sockets.rs"]
+#[path = "../stage/sockets.rs"]
 mod sockets;
-#[path = "../cases_packets/wire.rs"]
+#[path = "../stage/wire.rs"]
 mod wire;
 mod world;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::apply::{ApplyError, Programmer, Quarantine, Report};
 use super::desired::{Conflict, Desired};
@@ -13,12 +14,14 @@ use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
 use super::plan;
+use super::repairs::{Due, Repairs};
 use super::settings::Settings;
 use super::watch::Event;
 use crate::model::node::Node;
 use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
+use crate::netlink::nf_tables::{Foreign, Listener};
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
 
@@ -35,6 +38,9 @@ pub struct Datapath {
     outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    repairs: Repairs,
+    /// Who touched our tables since the last repair, as far as known.
+    intruder: Option<Foreign>,
     metrics: Metrics,
 }
 
@@ -71,8 +77,18 @@ impl Datapath {
             outputs,
             conflicts: BTreeSet::new(),
             quarantined: BTreeMap::new(),
+            repairs: Repairs::default(),
+            intruder: None,
             metrics,
         })
+    }
+
+    /// A listener to what others do to our tables; what it hears is to come back as [`Event::Foreign`].
+    ///
+    /// # Errors
+    /// When the kernel does not let us listen.
+    pub fn listen(&mut self) -> Result<Listener, ApplyError> {
+        self.programmer.listen()
     }
 
     fn observe_node(&mut self, node: Node) {
@@ -103,6 +119,26 @@ impl Datapath {
         });
     }
 
+    /// Says what others did, now that it is undone.
+    fn repaired(&mut self, report: &Report, began: Instant) {
+        let is_changed = report.is_rebuilt || report.added + report.deleted > 0;
+        let is_delayed = self.repairs.done(began, began + began.elapsed());
+        let Some(intruder) = self.intruder.take() else { return };
+        self.metrics.repaired(is_changed, is_delayed);
+        if is_changed {
+            tracing::warn!(
+                by = %intruder,
+                added = report.added,
+                deleted = report.deleted,
+                rebuilt = report.is_rebuilt,
+                "another program changed our nf_tables tables, put right"
+            );
+        }
+        if is_delayed {
+            tracing::warn!(by = %intruder, "another program keeps changing our nf_tables tables, repairs have to wait");
+        }
+    }
+
     /// Says what this turn did and who goes without.
     fn report(&mut self, report: Report, took: Duration) {
         self.metrics.programmed(&report, took);
@@ -127,6 +163,15 @@ impl Datapath {
             }
         }
         self.quarantined = report.quarantined;
+    }
+}
+
+/// When a turn is due though nothing else happens.
+const fn next_repair(due: Due) -> Next {
+    match due {
+        Due::No => Next::OnEvent,
+        Due::Now => Next::After(Duration::ZERO),
+        Due::After(pause) => Next::After(pause),
     }
 }
 
@@ -155,6 +200,11 @@ impl Component for Datapath {
             // A node whose object was deleted forwards on as before.
             Event::Node(Seen::Removed(_)) => {}
             Event::ServiceCidr(event) => self.observe_service_cidr(event),
+            Event::Foreign(foreign) => {
+                self.metrics.touched();
+                self.repairs.notice();
+                self.intruder = Some(foreign);
+            }
             Event::LocalAddresses(addresses) => {
                 self.index.set_local_addresses(addresses);
                 self.lists.local_addresses = true;
@@ -179,18 +229,25 @@ impl Component for Datapath {
             }
         };
         let update = self.desired.update(&self.index, &self.settings, &changes);
-        if scope == Scope::Changed && update.is_empty() {
-            return Ok(Next::OnEvent);
-        }
-        let scope = match scope {
-            Scope::Resync => plan::Scope::All,
-            Scope::Changed => plan::Scope::Keys(update.entries),
+        let due = self.repairs.due(now.monotonic);
+        let plan_scope = match (scope, due) {
+            (Scope::Resync, _) | (Scope::Changed, Due::Now) => plan::Scope::All,
+            (Scope::Changed, Due::No | Due::After(_)) if update.is_empty() => return Ok(next_repair(due)),
+            (Scope::Changed, Due::No | Due::After(_)) => plan::Scope::Keys(update.entries),
         };
+        let is_whole = plan_scope == plan::Scope::All;
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let report =
-            tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
+        let report = tokio::task::block_in_place(|| {
+            self.programmer.apply(self.desired.entries(), &plan_scope, self.desired.node())
+        })?;
+        if is_whole {
+            self.repaired(&report, now.monotonic);
+        }
         self.publish();
         self.report(report, now.monotonic.elapsed());
-        Ok(Next::OnEvent)
+        Ok(next_repair(self.repairs.due(Instant::now())))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use super::ids::Class;
 use super::layout::{SLOT_CHAINS, sets, table};
 use crate::datapath::plan::{TableChange, Transaction};
 use crate::model::Family;
-use crate::netlink::nf_tables::{Batch, Verdict};
+use crate::netlink::nf_tables::{Batch, Structure, Verdict};
 
 /// All messages of a transaction.
 pub fn batch(transaction: &Transaction) -> Batch {
@@ -38,6 +38,16 @@ pub fn layout_comment(family: Family) -> String {
     let mut hasher = SipHasher13::new();
     hasher.write(batch.bytes());
     format!("layout {:016x}", hasher.finish())
+}
+
+/// The chains and rules of a table that has these classes.
+pub fn structure(family: Family, classes: &[(u32, Class)]) -> Structure {
+    let mut batch = Batch::new();
+    write_structure(&mut batch, family, "");
+    for (slots, class) in classes {
+        write_slots(&mut batch, family, *slots, *class);
+    }
+    batch.structure().clone()
 }
 
 fn write_table(batch: &mut Batch, change: &TableChange) {

@@ -12,7 +12,7 @@ use steelyard::datapath::simulate::Packet;
 use steelyard::model::Protocol;
 
 use crate::cluster::{Cluster, Key, Objects};
-use crate::expected::Expected;
+use crate::expected::Views;
 use crate::flows::expect::Expect;
 use crate::proxies::{Flags, Proxy};
 use crate::relay::Relay;
@@ -100,11 +100,12 @@ impl Arena {
     }
 
     /// Waits until both have programmed what is in the API server now; what that is, in the agent's own judgement.
-    pub fn settle(&mut self, cluster: &mut Cluster) -> Result<Expected, String> {
+    pub fn settle(&mut self, cluster: &mut Cluster) -> Result<Views, String> {
         cluster.mark()?;
-        let expected = Expected::of(&cluster.list()?, &self.settings, &self.site.surroundings.local)?;
+        let expected = Views::of(&cluster.list()?, &self.settings, &self.site.surroundings.local)?;
         let packets = cluster.mark_packets();
-        let wanted: Vec<Expect> = packets.iter().map(|packet| Expect::from(&expected.trace(*packet).verdict)).collect();
+        let wanted: Vec<Expect> =
+            packets.iter().map(|packet| Expect::from(&expected.ours.trace(*packet).verdict)).collect();
         let until = Instant::now() + LIMIT;
         loop {
             let look = |stage: &Stage| -> Result<Vec<Result<Expect, String>>, String> {
@@ -140,13 +141,14 @@ impl Arena {
     }
 
     /// Sends the same packets into both nodes; so many connections that every endpoint of the expected outcome is seen.
-    pub fn send(&self, expected: &Expected, packets: &[Packet]) -> Result<Vec<Both>, String> {
+    pub fn send(&self, expected: &Views, packets: &[Packet]) -> Result<Vec<Both>, String> {
         let mut all = Vec::new();
         let mut batch: Vec<Probe> = Vec::new();
         let mut sum = 0;
         for packet in packets {
-            let expect = Expect::from(&expected.trace(*packet).verdict);
-            let connections = outcome::connections(&expect);
+            let expect = Expect::from(&expected.ours.trace(*packet).verdict);
+            let theirs = Expect::from(&expected.theirs.trace(*packet).verdict);
+            let connections = outcome::connections(&expect).max(outcome::connections(&theirs));
             batch.push(Probe { packet: *packet, connections, is_visible: outcome::is_visible(&expect) });
             sum += connections;
             if sum > CONNECTIONS {

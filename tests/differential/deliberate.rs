@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use steelyard::datapath::desired::FrontendKey;
 use steelyard::datapath::entry::{Frontend, NodePortAddresses, Target, Treatment};
 use steelyard::datapath::simulate::Step;
 use steelyard::model::Family;
 use steelyard::model::endpoints::Endpoint;
 
 use crate::flows::expect::Expect;
-use crate::judge::Case;
+use crate::judge::{self, Case};
 
 /// One such difference.
 pub struct Deliberate {
@@ -20,14 +21,18 @@ pub struct Deliberate {
     explains: fn(&Case<'_>) -> bool,
 }
 
-/// All of them. The reasons stand in the documentation.
-pub const ALL: &[Deliberate] = &[
+/// Where kube-proxy reads objects or settings otherwise; what it then does is foreseen.
+pub const READ_OTHERWISE: &[Deliberate] = &[
     Deliberate { title: "`loadBalancerSourceRanges` of one family only", explains: is_closed_by_other_family },
-    Deliberate { title: "two Services that want one address and port", explains: is_contested },
     Deliberate { title: "label `service.kubernetes.io/headless` on a Service", explains: is_labelled_headless },
     Deliberate { title: "NodePort addresses of one family only", explains: is_node_port_of_other_family },
-    Deliberate { title: "a Service without endpoints at a node's address", explains: is_node_port_behind_an_address },
     Deliberate { title: "an endpoint that no node is named for", explains: is_hairpin_without_a_node },
+];
+
+/// Where kube-proxy does what nobody can foresee, or what the agent would never do.
+pub const DONE_OTHERWISE: &[Deliberate] = &[
+    Deliberate { title: "two Services that want one address and port", explains: is_contested },
+    Deliberate { title: "a Service without endpoints at a node's address", explains: is_node_port_behind_an_address },
     Deliberate { title: "one address in two slices that contradict each other", explains: is_contradictory },
 ];
 
@@ -35,13 +40,14 @@ pub const ALL: &[Deliberate] = &[
 const DOCUMENTATION: &str = include_str!("../../docs/datapath.md");
 
 /// The one that explains a difference.
-pub fn of(case: &Case<'_>) -> Option<&'static Deliberate> {
-    ALL.iter().find(|known| (known.explains)(case))
+pub fn of(case: &Case<'_>, known: &'static [Deliberate]) -> Option<&'static Deliberate> {
+    known.iter().find(|known| (known.explains)(case))
 }
 
 /// Those of which the documentation says nothing.
 pub fn undocumented() -> impl Iterator<Item = &'static str> {
-    ALL.iter().map(|known| known.title).filter(|title| !DOCUMENTATION.contains(&format!("\n| {title} |")))
+    let all = READ_OTHERWISE.iter().chain(DONE_OTHERWISE);
+    all.map(|known| known.title).filter(|title| !DOCUMENTATION.contains(&format!("\n| {title} |")))
 }
 
 /// kube-proxy leaves a family open for which no range is given.
@@ -51,7 +57,8 @@ fn is_closed_by_other_family(case: &Case<'_>) -> bool {
         case.trace.steps.iter().any(|step| {
             matches!(step, Step::Frontend { treatment: Treatment::External { is_filtered: true, .. }, .. })
         });
-    let has_no_ranges = case.expected.desired.entries().get(entry).is_some_and(|entry| entry.source_ranges.is_empty());
+    let has_no_ranges =
+        case.views.ours.desired.entries().get(entry).is_some_and(|entry| entry.source_ranges.is_empty());
     is_filtered && has_no_ranges && case.simulated == Expect::Drop
 }
 
@@ -61,7 +68,7 @@ fn is_contested(case: &Case<'_>) -> bool {
         Frontend::Address(SocketAddr::new(case.packet.destination, case.packet.port.get())),
         Frontend::NodePort(case.packet.port),
     ];
-    case.expected.desired.conflicts().any(|conflict| {
+    case.views.theirs.desired.conflicts().any(|conflict| {
         conflict.frontend.family == Family::of(case.packet.destination)
             && conflict.frontend.protocol == case.packet.protocol
             && dialled.contains(&conflict.frontend.frontend)
@@ -71,7 +78,7 @@ fn is_contested(case: &Case<'_>) -> bool {
 /// kube-proxy has come to look for it on EndpointSlices alone.
 fn is_labelled_headless(case: &Case<'_>) -> bool {
     let destination = case.packet.destination;
-    case.expected.index.services().any(|service| {
+    case.views.ours.index.services().any(|service| {
         let addresses = service.cluster_ips.iter().chain(&service.external_ips).copied();
         service.labels.contains_key("service.kubernetes.io/headless")
             && !service.labels.contains_key("service.kubernetes.io/service-proxy-name")
@@ -82,7 +89,7 @@ fn is_labelled_headless(case: &Case<'_>) -> bool {
 
 /// In kube-proxy the family for which nothing is named answers at every address.
 fn is_node_port_of_other_family(case: &Case<'_>) -> bool {
-    let answers = case.expected.desired.node().node_ports.of(Family::of(case.packet.destination));
+    let answers = case.views.ours.desired.node().node_ports.of(Family::of(case.packet.destination));
     let is_elsewhere = case.trace.steps.iter().any(|step| matches!(step, Step::NodePortElsewhere { .. }));
     is_elsewhere && *answers == NodePortAddresses::default() && !case.packet.destination.is_loopback()
 }
@@ -90,21 +97,21 @@ fn is_node_port_of_other_family(case: &Case<'_>) -> bool {
 /// An address wins over a NodePort, also while nothing stands behind it. In kube-proxy the NodePort of another Service takes
 /// over in that time.
 fn is_node_port_behind_an_address(case: &Case<'_>) -> bool {
-    let Some((Frontend::Address(_), entry)) = case.dialled() else { return false };
-    let desired = &case.expected.desired;
+    let view = &case.views.theirs;
+    let trace = view.trace(case.packet);
+    let Some((Frontend::Address(_), entry)) = judge::dialled(&trace) else { return false };
     let family = Family::of(case.packet.destination);
-    let answers = match desired.node().node_ports.of(family) {
+    let answers = match view.desired.node().node_ports.of(family) {
         NodePortAddresses::These(addresses) => addresses.contains(&case.packet.destination),
-        NodePortAddresses::All => case.expected.local.contains(&case.packet.destination),
+        NodePortAddresses::All => view.local.contains(&case.packet.destination),
     };
-    let protocol = case.packet.protocol;
-    let other =
-        steelyard::datapath::desired::FrontendKey { family, protocol, frontend: Frontend::NodePort(case.packet.port) };
-    let is_empty = desired
-        .entries()
-        .get(entry)
-        .is_some_and(|entry| !matches!((&entry.cluster, &entry.local), (Target::Endpoints(_), Target::Endpoints(_))));
-    answers && desired.owner(&other).is_some_and(|other| other != entry) && is_empty
+    let frontend =
+        FrontendKey { family, protocol: case.packet.protocol, frontend: Frontend::NodePort(case.packet.port) };
+    let is_empty =
+        view.desired.entries().get(entry).is_some_and(|entry| {
+            !matches!((&entry.cluster, &entry.local), (Target::Endpoints(_), Target::Endpoints(_)))
+        });
+    answers && is_empty && view.desired.owner(&frontend).is_some_and(|other| other != entry)
 }
 
 /// Nobody says where it runs, so it may be here, and meet itself.
@@ -134,7 +141,8 @@ fn is_contradictory(case: &Case<'_>) -> bool {
 
 /// Every endpoint of the Service port that was dialled, as often as it stands somewhere.
 fn endpoints_of(case: &Case<'_>) -> Vec<Endpoint> {
-    let Some((_, entry)) = case.dialled() else { return Vec::new() };
-    let slices = case.expected.index.slices_of(&entry.port.service).filter(|slice| slice.family == entry.family);
+    let trace = case.views.theirs.trace(case.packet);
+    let Some((_, entry)) = case.dialled().or_else(|| judge::dialled(&trace)) else { return Vec::new() };
+    let slices = case.views.ours.index.slices_of(&entry.port.service).filter(|slice| slice.family == entry.family);
     slices.flat_map(|slice| slice.endpoints_of(&entry.port.port, entry.port.protocol)).collect()
 }

@@ -143,7 +143,8 @@ impl Generator {
             true => format!("10.96.{:03}.{:03}", 1 + self.number / 200, 1 + self.number % 200),
             false => format!("10.96.{}.{}", 1 + self.number / 200, 1 + self.number % 200),
         };
-        let v6 = format!("fd00:96::{:x}", self.number);
+        let v4 = if self.rng.percent(10) { v4.replacen("10.96.", "172.31.", 1) } else { v4 };
+        let v6 = format!("fd00:{}::{:x}", if self.rng.percent(10) { 31 } else { 96 }, self.number);
         let (cluster_ips, families) = match self.rng.below(10) {
             0..4 => (vec![v4], vec!["IPv4"]),
             4..6 => (vec![v6], vec!["IPv6"]),

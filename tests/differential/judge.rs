@@ -8,20 +8,31 @@ use steelyard::datapath::simulate::{Packet, Step, Trace};
 
 use crate::arena::Both;
 use crate::deliberate::{self, Deliberate};
-use crate::expected::Expected;
+use crate::expected::Views;
 use crate::flows::expect::Expect;
 use crate::stage::outcome::{self, Fate};
 
 /// So many standard deviations may an endpoint's share be off: less than once in ten million flows.
 const DEVIATIONS: f64 = 6.0;
 
+/// How many of its endpoints a client sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Affinity {
+    /// All.
+    None,
+    /// One.
+    Pinned,
+}
+
 /// What became of one flow, by all three.
 pub struct Case<'a> {
-    pub expected: &'a Expected,
+    pub views: &'a Views,
     pub packet: Packet,
     pub trace: Trace,
     /// What `simulate` says.
     pub simulated: Expect,
+    /// What it says of the objects as kube-proxy reads them.
+    pub simulated_theirs: Expect,
     pub ours: Result<Expect, String>,
     pub theirs: Result<Expect, String>,
 }
@@ -36,36 +47,33 @@ pub enum Judgement {
 }
 
 impl<'a> Case<'a> {
-    pub fn new(expected: &'a Expected, packet: Packet, both: &Both) -> Self {
-        let trace = expected.trace(packet);
+    pub fn new(views: &'a Views, packet: Packet, both: &Both) -> Self {
+        let trace = views.ours.trace(packet);
         let simulated = Expect::from(&trace.verdict);
+        let simulated_theirs = Expect::from(&views.theirs.trace(packet).verdict);
         let (ours, theirs) = (outcome::outcome(&both.ours), outcome::outcome(&both.theirs));
-        Self { expected, packet, trace, simulated, ours, theirs }
+        Self { views, packet, trace, simulated, simulated_theirs, ours, theirs }
     }
 
     /// The frontend that was dialled and whose it is, as far as it is a Service's.
     pub fn dialled(&self) -> Option<(Frontend, &EntryKey)> {
-        self.trace.steps.iter().find_map(|step| match step {
-            Step::Frontend { frontend, entry, .. } => Some((*frontend, entry)),
-            _ => None,
-        })
+        dialled(&self.trace)
     }
 
-    fn has_affinity(&self) -> bool {
-        self.trace.steps.iter().any(|step| matches!(step, Step::Affinity { .. }))
-    }
-
-    /// Whether an outcome is the simulated one. With affinity a client sees one endpoint of those that there are. Whoever
-    /// is led to an endpoint in the node's own network leaves no way for it to be masqueraded in.
-    fn is_as_simulated(&self, outcome: &Expect) -> bool {
-        match (outcome, &self.simulated) {
+    /// Whether an outcome is a simulated one. Whoever is led to an endpoint in the node's own network leaves no way for it to
+    /// be masqueraded in.
+    fn is_as_simulated(&self, outcome: &Expect, simulated: &Expect, affinity: Affinity) -> bool {
+        match (outcome, simulated) {
             (
                 Expect::Dnat { endpoints, masqueraded },
                 Expect::Dnat { endpoints: all, masqueraded: all_masqueraded },
             ) => {
-                let is_elsewhere = |endpoint: &&SocketAddr| !self.expected.local.contains(&endpoint.ip());
+                let is_elsewhere = |endpoint: &&SocketAddr| !self.views.ours.local.contains(&endpoint.ip());
                 let wanted = all_masqueraded.intersection(endpoints).filter(is_elsewhere);
-                let are_endpoints_right = if self.has_affinity() { endpoints.is_subset(all) } else { endpoints == all };
+                let are_endpoints_right = match affinity {
+                    Affinity::None => endpoints == all,
+                    Affinity::Pinned => endpoints.is_subset(all) && endpoints.len() == 1,
+                };
                 are_endpoints_right && masqueraded.iter().filter(is_elsewhere).eq(wanted)
             }
             (outcome, simulated) => outcome == simulated,
@@ -83,28 +91,44 @@ impl<'a> Case<'a> {
         };
         endpoints
             .intersection(their_endpoints)
-            .filter(|endpoint| self.expected.local.contains(&endpoint.ip()))
+            .filter(|endpoint| self.views.ours.local.contains(&endpoint.ip()))
             .all(|endpoint| masqueraded.contains(endpoint) == their_masqueraded.contains(endpoint))
     }
 
     pub fn judge(&self, both: &Both) -> Judgement {
+        let has_affinity = |trace: &Trace| trace.steps.iter().any(|step| matches!(step, Step::Affinity { .. }));
+        let affinity = if has_affinity(&self.trace) { Affinity::Pinned } else { Affinity::None };
         match &self.ours {
-            Ok(ours) if self.is_as_simulated(ours) => {}
+            Ok(ours) if self.is_as_simulated(ours, &self.simulated, affinity) => {}
             Ok(_) => return Judgement::Wrong("our kernel does not do what simulate says".to_owned()),
             Err(_) => return Judgement::Wrong("our kernel treats one connection so and another so".to_owned()),
         }
-        if let Some(unfair) = unfair(&both.ours).filter(|_| !self.has_affinity()) {
+        if let Some(unfair) = unfair(&both.ours).filter(|_| affinity == Affinity::None) {
             return Judgement::Wrong(unfair);
         }
-        let is_same = self.theirs.as_ref().is_ok_and(|theirs| self.is_as_simulated(theirs));
-        if is_same && self.agree_about_own_endpoints() {
-            return Judgement::Same;
-        }
-        match deliberate::of(self) {
+        let their_trace = self.views.theirs.trace(self.packet);
+        let affinity = if has_affinity(&their_trace) { Affinity::Pinned } else { Affinity::None };
+        let is_foreseen =
+            self.theirs.as_ref().is_ok_and(|theirs| self.is_as_simulated(theirs, &self.simulated_theirs, affinity));
+        let known = match (is_foreseen, self.simulated == self.simulated_theirs) {
+            (true, true) if self.agree_about_own_endpoints() => return Judgement::Same,
+            // Where it reads objects otherwise, and does what follows from that.
+            (true, false) => deliberate::of(self, deliberate::READ_OTHERWISE),
+            (true, true) | (false, _) => deliberate::of(self, deliberate::DONE_OTHERWISE),
+        };
+        match known {
             Some(known) => Judgement::Deliberate(known),
             None => Judgement::Wrong("kube-proxy does something else".to_owned()),
         }
     }
+}
+
+/// The frontend that a packet met.
+pub fn dialled(trace: &Trace) -> Option<(Frontend, &EntryKey)> {
+    trace.steps.iter().find_map(|step| match step {
+        Step::Frontend { frontend, entry, .. } => Some((*frontend, entry)),
+        _ => None,
+    })
 }
 
 /// Says which endpoint gets too much or too little.

@@ -23,7 +23,7 @@ pub fn concerned(case: &Case<'_>) -> BTreeSet<ServiceKey> {
             || service.ports.iter().any(|port| port.node_port == Some(case.packet.port))
     };
     let mut keys: BTreeSet<ServiceKey> =
-        case.expected.index.services().filter(is_address).map(|service| service.key.clone()).collect();
+        case.views.ours.index.services().filter(is_address).map(|service| service.key.clone()).collect();
     keys.extend(case.dialled().map(|(_, entry)| entry.port.service.clone()));
     keys
 }

@@ -156,7 +156,7 @@ impl Run {
     }
 
     /// Waits until what is in the API server is programmed.
-    pub fn settle(&mut self) -> Result<crate::expected::Expected, String> {
+    pub fn settle(&mut self) -> Result<crate::expected::Views, String> {
         let arena = self.arena.as_mut().ok_or("no nodes are there")?;
         arena.settle(&mut self.cluster)
     }
@@ -169,7 +169,7 @@ impl Run {
     /// Sends packets, judges, and tells of what is wrong.
     pub fn compare_with(
         &mut self,
-        expected: &crate::expected::Expected,
+        expected: &crate::expected::Views,
         names: Vec<String>,
         packets: &[Packet],
     ) -> Result<(), String> {

@@ -24,7 +24,7 @@ const SOURCES: [&str; 8] = [
     "2001:db8:d::6",
 ];
 /// Cluster IPs that nobody has.
-const UNALLOCATED: [&str; 2] = ["10.96.254.254", "fd00:96::fffe"];
+const UNALLOCATED: [&str; 4] = ["10.96.254.254", "fd00:96::fffe", "172.31.0.1", "fd00:31::1"];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// At most `most` packets.

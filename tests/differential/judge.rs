@@ -1,7 +1,7 @@
 //! Holds both kernels to each other and ours to `simulate`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use steelyard::datapath::entry::{EntryKey, Frontend};
 use steelyard::datapath::simulate::{Packet, Step, Trace};
@@ -96,7 +96,6 @@ impl<'a> Case<'a> {
     }
 
     pub fn judge(&self, both: &Both) -> Judgement {
-        let has_affinity = |trace: &Trace| trace.steps.iter().any(|step| matches!(step, Step::Affinity { .. }));
         let affinity = if has_affinity(&self.trace) { Affinity::Pinned } else { Affinity::None };
         match &self.ours {
             Ok(ours) if self.is_as_simulated(ours, &self.simulated, affinity) => {}
@@ -121,6 +120,31 @@ impl<'a> Case<'a> {
             None => Judgement::Wrong("kube-proxy does something else".to_owned()),
         }
     }
+}
+
+/// Clients that were led to more than one endpoint of a Service port with affinity, whichever of its frontends they
+/// dialled. Where they may use one set of endpoints here and another there, the memory of one need not do for the other.
+pub fn unsteady(cases: &[Case<'_>]) -> Vec<String> {
+    let mut seen: BTreeMap<(EntryKey, IpAddr), (BTreeSet<Vec<SocketAddr>>, BTreeSet<SocketAddr>)> = BTreeMap::new();
+    for case in cases {
+        let Some((_, entry)) = case.dialled() else { continue };
+        let (true, Expect::Dnat { endpoints: all, .. }, Ok(Expect::Dnat { endpoints, .. })) =
+            (has_affinity(&case.trace), &case.simulated, &case.ours)
+        else {
+            continue;
+        };
+        let (sets, met) = seen.entry((entry.clone(), case.packet.source)).or_default();
+        sets.insert(all.iter().copied().collect());
+        met.extend(endpoints);
+    }
+    seen.into_iter()
+        .filter(|(_, (sets, met))| sets.len() == 1 && met.len() > 1)
+        .map(|((entry, client), (_, met))| format!("{client} was led to all of {met:?} of {}", entry.port))
+        .collect()
+}
+
+fn has_affinity(trace: &Trace) -> bool {
+    trace.steps.iter().any(|step| matches!(step, Step::Affinity { .. }))
 }
 
 /// The frontend that a packet met.

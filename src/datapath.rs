@@ -10,6 +10,7 @@ pub mod index;
 pub mod metrics;
 pub mod nft;
 pub mod plan;
+mod problems;
 pub mod reconciler;
 pub mod repairs;
 pub mod settings;

@@ -33,6 +33,8 @@ use crate::names::NodeName;
 use crate::netlink::links::{self, LinksError};
 use crate::netlink::nf_tables::ConnectionError;
 use crate::runtime::admin::{self, AdminError, Readiness};
+use crate::runtime::node_announcement;
+use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, shutdown};
 use crate::speaker::{self, Surroundings};
@@ -47,6 +49,9 @@ Examples:
       tell pods of all nodes from other clients, not only this node's
   steelyard node --cleanup
       after uninstalling: delete the nf_tables tables that the agent left";
+
+/// The part that writes the `NodeAnnouncement`.
+const WRITER: &str = "writer of the node announcement";
 
 /// Whether this agent forwards Service traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -158,11 +163,14 @@ impl Node {
         let links = links::follow(stop.clone()).await?;
         let (programmed, programmed_here) = watch::channel(Arc::new(Programmed::default()));
         let mut watches = Watches::default();
+        let reports = NodeReports::default();
+        watches.nodes.push(node_announcement::owner(name.clone(), reports.clone()));
         match self.datapath {
             DatapathMode::On => {
                 let metrics = datapath::metrics::Metrics::register(&mut registry);
-                let mut datapath = Datapath::new(name.clone(), self.settings(), Outputs { programmed }, metrics)
-                    .map_err(NodeError::Datapath)?;
+                let outputs = Outputs { programmed, problems: reports.reporter("datapath", "programming") };
+                let mut datapath =
+                    Datapath::new(name.clone(), self.settings(), outputs, metrics).map_err(NodeError::Datapath)?;
                 let listener = datapath.listen().map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), listener, &mut parts);
                 let stopped = stop.clone();
@@ -180,12 +188,17 @@ impl Node {
                 membership,
                 programmed: programmed_here,
                 readiness: readiness.clone(),
+                reports: reports.clone(),
             };
             let metrics = speaker::metrics::Metrics::register(&mut registry);
-            let config = speaker::Config::new(name);
+            let config = speaker::Config::new(name.clone());
             let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
             parts.spawn(ends(speaker, "speaker"));
+        } else {
+            reports.set_announcements(Vec::new());
         }
+        let writer = node_announcement::write(client.clone(), name, reports.follow(), stop.clone());
+        parts.spawn(ends(writer, WRITER));
         watches.start(&client, &mut parts);
 
         let serving = admin::serve(self.admin_address, registry, readiness, stop.clone());
@@ -193,8 +206,12 @@ impl Node {
         parts.spawn(
             async move { trigger.request_on_signal().await.map(|()| "signal handler").map_err(NodeError::Signals) },
         );
-        let awaited =
-            [("datapath", self.datapath == DatapathMode::On), ("speaker", self.speaker), ("membership", self.speaker)];
+        let awaited = [
+            ("datapath", self.datapath == DatapathMode::On),
+            ("speaker", self.speaker),
+            ("membership", self.speaker),
+            (WRITER, true),
+        ];
         let awaited = awaited.into_iter().filter(|(_, runs)| *runs).map(|(name, _)| name);
         finish(parts, &stop, awaited.collect()).await
     }

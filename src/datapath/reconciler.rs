@@ -14,7 +14,8 @@ use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
 use super::plan;
-use super::repairs::{Due, Repairs};
+use super::problems::problems;
+use super::repairs::{Due, Repairs, Retry};
 use super::settings::Settings;
 use super::watch::Event;
 use crate::model::node::Node;
@@ -22,6 +23,7 @@ use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
 use crate::netlink::nf_tables::{Foreign, Listener};
+use crate::runtime::node_report::Reporter;
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
 
@@ -37,7 +39,10 @@ pub struct Datapath {
     programmer: Programmer,
     outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
+    /// [`Desired::disputes`] when the conflicts were last looked at.
+    disputes: Option<u64>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    retry: Retry,
     repairs: Repairs,
     /// Who touched our tables since the last repair, as far as known.
     intruder: Option<Foreign>,
@@ -49,6 +54,8 @@ pub struct Datapath {
 pub struct Outputs {
     /// Which addresses this node's kernel forwards: the speaker answers for no other.
     pub programmed: watch::Sender<Arc<Programmed>>,
+    /// Who goes without something, and why.
+    pub problems: Reporter,
 }
 
 /// Which first lists are in.
@@ -76,7 +83,9 @@ impl Datapath {
             programmer: Programmer::new()?,
             outputs,
             conflicts: BTreeSet::new(),
+            disputes: None,
             quarantined: BTreeMap::new(),
+            retry: Retry::default(),
             repairs: Repairs::default(),
             intruder: None,
             metrics,
@@ -112,11 +121,24 @@ impl Datapath {
     /// Tells the others what is in the kernel now.
     fn publish(&self) {
         self.outputs.programmed.send_if_modified(|known| {
-            let now = Programmed::These(self.programmer.programmed_addresses().collect());
+            // Nobody announces a cluster IP.
+            let now = Programmed::These(self.programmer.external_addresses().clone());
             let is_new = **known != now;
             *known = Arc::new(now);
             is_new
         });
+    }
+
+    /// When a turn is due though nothing else happens.
+    fn next(&self) -> Next {
+        let now = Instant::now();
+        let repair = match self.repairs.due(now) {
+            Due::No => None,
+            Due::Now => Some(Duration::ZERO),
+            Due::After(pause) => Some(pause),
+        };
+        let pauses = [repair, self.retry.pause(now)];
+        pauses.into_iter().flatten().min().map_or(Next::OnEvent, Next::After)
     }
 
     /// Says what others did, now that it is undone.
@@ -151,12 +173,13 @@ impl Datapath {
                 "programmed"
             );
         }
-        let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
-        for conflict in conflicts.difference(&self.conflicts) {
-            tracing::warn!(%conflict, "two Services want one frontend");
+        let is_disputed = self.disputes != Some(self.desired.disputes());
+        if is_disputed {
+            self.follow_conflicts();
         }
-        self.metrics.contested(conflicts.len());
-        self.conflicts = conflicts;
+        if is_disputed || report.quarantined != self.quarantined {
+            self.outputs.problems.report(problems(&self.conflicts, &report.quarantined));
+        }
         for (key, reason) in &report.quarantined {
             if self.quarantined.get(key) != Some(reason) {
                 tracing::error!(entry = %key.port, family = %key.family, %reason, "a Service port is not programmed");
@@ -164,14 +187,15 @@ impl Datapath {
         }
         self.quarantined = report.quarantined;
     }
-}
 
-/// When a turn is due though nothing else happens.
-const fn next_repair(due: Due) -> Next {
-    match due {
-        Due::No => Next::OnEvent,
-        Due::Now => Next::After(Duration::ZERO),
-        Due::After(pause) => Next::After(pause),
+    fn follow_conflicts(&mut self) {
+        let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
+        for conflict in conflicts.difference(&self.conflicts) {
+            tracing::warn!(%conflict, "two Services want one frontend");
+        }
+        self.metrics.contested(conflicts.len());
+        self.conflicts = conflicts;
+        self.disputes = Some(self.desired.disputes());
     }
 }
 
@@ -228,24 +252,29 @@ impl Component for Datapath {
                 everything
             }
         };
-        let update = self.desired.update(&self.index, &self.settings, &changes);
+        let mut update = self.desired.update(&self.index, &self.settings, &changes);
+        if self.retry.is_due(now.monotonic) {
+            update.entries.extend(self.quarantined.keys().cloned());
+        }
         let due = self.repairs.due(now.monotonic);
-        let plan_scope = match (scope, due) {
-            (Scope::Resync, _) | (Scope::Changed, Due::Now) => plan::Scope::All,
-            (Scope::Changed, Due::No | Due::After(_)) if update.is_empty() => return Ok(next_repair(due)),
-            (Scope::Changed, Due::No | Due::After(_)) => plan::Scope::Keys(update.entries),
-        };
-        let is_whole = plan_scope == plan::Scope::All;
+        let is_repair = scope == Scope::Changed && due == Due::Now;
+        if scope == Scope::Changed && !is_repair && update.is_empty() {
+            return Ok(self.next());
+        }
+        let (entries, node) = (self.desired.entries(), self.desired.node());
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let report = tokio::task::block_in_place(|| {
-            self.programmer.apply(self.desired.entries(), &plan_scope, self.desired.node())
+        let report = tokio::task::block_in_place(|| match scope {
+            Scope::Resync => self.programmer.apply(entries, &plan::Scope::All, node),
+            Scope::Changed if is_repair => self.programmer.repair(entries, &update.entries, node),
+            Scope::Changed => self.programmer.apply(entries, &plan::Scope::Update(update), node),
         })?;
-        if is_whole {
+        if is_repair || scope == Scope::Resync {
             self.repaired(&report, now.monotonic);
         }
+        self.retry.follow(!report.quarantined.is_empty(), now.monotonic);
         self.publish();
         self.report(report, now.monotonic.elapsed());
-        Ok(next_repair(self.repairs.due(Instant::now())))
+        Ok(self.next())
     }
 }
 

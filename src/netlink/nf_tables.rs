@@ -9,13 +9,13 @@
 //!
 //! Numbers, names and attributes are those of the kernel's `include/uapi/linux/netfilter/nf_tables.h`.
 
-mod attribute;
-mod batch;
-mod connection;
+pub(super) mod attribute;
+pub(super) mod batch;
+pub(super) mod connection;
 mod element;
 mod events;
 mod expression;
-mod read;
+pub(super) mod read;
 mod set;
 mod structure;
 #[cfg(test)]
@@ -33,7 +33,7 @@ pub use structure::{ChainShape, Structure};
 use crate::model::Family;
 
 /// `NFPROTO_*`: the family byte of a table and of every message about it.
-const fn protocol_family(family: Family) -> u8 {
+pub(super) const fn protocol_family(family: Family) -> u8 {
     match family {
         Family::V4 => 2,
         Family::V6 => 10,

@@ -2,6 +2,7 @@
 
 use super::decode;
 use super::layout::{SLOT_CHAINS, sets, table};
+use super::options::Options;
 use super::write::{layout_comment, structure};
 use crate::datapath::plan::Found;
 use crate::model::Family;
@@ -13,15 +14,15 @@ use crate::netlink::nf_tables::{Connection, ConnectionError};
 /// # Errors
 ///
 /// When the kernel does not answer, refuses, or is never done with a dump before the next change.
-pub fn found(connection: &mut Connection, family: Family) -> Result<Option<Found>, ConnectionError> {
+pub fn found(connection: &mut Connection, family: Family, options: Options) -> Result<Option<Found>, ConnectionError> {
     let Some(dumped) = connection.table(table(family))? else { return Ok(None) };
     // Flags are none of the layout's: dormant, say.
-    if dumped.comment != Some(layout_comment(family)) || dumped.flags != 0 {
+    if dumped.comment != Some(layout_comment(family, options)) || dumped.flags != 0 {
         return Ok(None);
     }
     let dumped = connection.elements(table(family), SLOT_CHAINS)?;
     let Some(classes) = decode::classes(&dumped) else { return Ok(None) };
-    if connection.structure(table(family))? != structure(family, &classes) {
+    if connection.structure(table(family))? != structure(family, options, &classes) {
         return Ok(None);
     }
     let mut elements = Vec::new();

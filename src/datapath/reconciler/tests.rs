@@ -19,6 +19,7 @@ use crate::model::endpoints::EndpointSlice;
 use crate::model::service::Service;
 use crate::netlink::nf_tables::Connection;
 use crate::netlink::nf_tables::test::{in_new_namespace, nft};
+use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::shutdown;
 
@@ -39,11 +40,11 @@ fn with_datapath(services: u32, test: impl FnOnce(Stage) + Send) {
         let metrics = Metrics::register(&mut registry);
         let (programmed, mut programmed_here) = watch::channel(Arc::new(Programmed::default()));
         let (sender, events) = mpsc::channel(1024);
+        let outputs = Outputs { programmed, problems: NodeReports::default().reporter("datapath", "programming") };
         let (trigger, stop) = shutdown();
         // Sockets belong to the namespace of the thread that opens them.
         let guard = runtime.enter();
-        let mut datapath =
-            Datapath::new(NodeName::new("n"), Settings::default(), Outputs { programmed }, metrics).unwrap();
+        let mut datapath = Datapath::new(NodeName::new("n"), Settings::default(), outputs, metrics).unwrap();
         let listener = datapath.listen().unwrap();
         drop(guard);
         runtime.spawn(foreign::follow(listener, sender.clone()));

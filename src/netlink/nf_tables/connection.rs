@@ -16,7 +16,7 @@ use super::events::Silencer;
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
 const ERROR: u16 = 2;
-pub(super) const DONE: u16 = 3;
+pub(in crate::netlink) const DONE: u16 = 3;
 const KERNEL: (u32, u32) = (0, 0);
 /// Room for the answers to a batch; a message that fails is answered with some 60 bytes.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -52,6 +52,25 @@ pub enum ConnectionError {
     /// The tables changed while they were read, each time.
     #[error("nf_tables kept changing while it was read")]
     Interrupted,
+}
+
+impl ConnectionError {
+    /// Whether the kernel's tables are surely as they were before.
+    pub const fn is_untouched(&self) -> bool {
+        match self {
+            Self::Open(_) | Self::Send { .. } | Self::Refused(_) | Self::Interrupted => true,
+            Self::Receive(_) | Self::NoAnswer => false,
+        }
+    }
+
+    /// Whether the kernel has not what a transaction was made for: something is gone, or is there already.
+    pub fn is_mismatch(&self) -> bool {
+        let is_state = |failure: &Failure| matches!(failure.errno, Errno::ENOENT | Errno::EEXIST | Errno::EBUSY);
+        match self {
+            Self::Refused(Failures(failures)) => failures.iter().any(is_state),
+            Self::Open(_) | Self::Send { .. } | Self::Receive(_) | Self::NoAnswer | Self::Interrupted => false,
+        }
+    }
 }
 
 /// One message of a batch that the kernel refused.
@@ -246,18 +265,18 @@ fn explanation(attributes: &Attributes<'_>) -> Option<String> {
 }
 
 /// A message of the kernel.
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
+pub(in crate::netlink) struct Message<'a> {
+    pub(in crate::netlink) kind: u16,
+    pub(in crate::netlink) flags: u16,
+    pub(in crate::netlink) sequence: u32,
     /// Who caused it, by the port of its socket.
     pub(super) port: u32,
-    pub(super) payload: &'a [u8],
+    pub(in crate::netlink) payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The error of an answer, 0 for success, with the attributes that explain it (`struct nlmsgerr`, capped).
-    pub(super) fn error(&self) -> Option<(i32, Attributes<'a>)> {
+    pub(in crate::netlink) fn error(&self) -> Option<(i32, Attributes<'a>)> {
         if self.kind != ERROR {
             return None;
         }
@@ -267,7 +286,7 @@ impl<'a> Message<'a> {
 }
 
 /// The messages in a datagram.
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(in crate::netlink) struct Messages<'a>(pub(in crate::netlink) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;

@@ -99,7 +99,7 @@ impl Stage {
         let deadline = Instant::now() + SOON;
         while self.eyes.generation().unwrap().wrapping_sub(generation) < more {
             assert!(Instant::now() < deadline, "no transaction came");
-            thread::sleep(Duration::from_micros(50));
+            thread::park_timeout(Duration::from_micros(50));
         }
         Instant::now()
     }
@@ -171,7 +171,7 @@ fn foreign_changes_are_repaired_within_100_ms_at_1000_services() {
             // The turn ends after its transaction.
             stage.wait_for_state(&expected, act);
             // Who fights us has to wait; here it is a new rival each time.
-            thread::sleep(crate::datapath::repairs::REFILL);
+            thread::park_timeout(crate::datapath::repairs::REFILL);
         }
         times.sort_unstable();
         let (median, (worst, act)) = (times[times.len() / 2].0, times[times.len() - 1]);
@@ -207,7 +207,7 @@ fn who_fights_us_is_slowed_down_and_others_are_served_on() {
         let deadline = Instant::now() + SOON;
         while stage.eyes.elements(table(Family::V4), "frontends").unwrap().len() < 11 {
             assert!(Instant::now() < deadline, "never repaired");
-            thread::sleep(Duration::from_millis(5));
+            thread::park_timeout(Duration::from_millis(5));
         }
     });
 }
@@ -224,7 +224,7 @@ fn a_foreign_look_at_our_tables_is_no_change() {
         let deadline = Instant::now() + SOON;
         while stage.metric("foreign_changes") == 0 {
             assert!(Instant::now() < deadline, "not noticed");
-            thread::sleep(Duration::from_millis(1));
+            thread::park_timeout(Duration::from_millis(1));
         }
         stage.events.blocking_send(Event::Service(Seen::Applied(service(10)))).unwrap();
         stage.generation_after(generation, 3);

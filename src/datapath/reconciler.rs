@@ -27,6 +27,9 @@ use crate::runtime::node_report::Reporter;
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
 
+/// When what packets left behind while the kernel was programmed is cleared away, if nothing happens before.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// Forwards Service traffic on this node.
 #[derive(Debug)]
 pub struct Datapath {
@@ -137,7 +140,8 @@ impl Datapath {
             Due::Now => Some(Duration::ZERO),
             Due::After(pause) => Some(pause),
         };
-        let pauses = [repair, self.retry.pause(now)];
+        let settle = self.programmer.is_unsettled().then_some(SETTLE);
+        let pauses = [repair, self.retry.pause(now), settle];
         pauses.into_iter().flatten().min().map_or(Next::OnEvent, Next::After)
     }
 
@@ -259,6 +263,8 @@ impl Component for Datapath {
         let due = self.repairs.due(now.monotonic);
         let is_repair = scope == Scope::Changed && due == Due::Now;
         if scope == Scope::Changed && !is_repair && update.is_empty() {
+            let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
+            self.metrics.forgotten(forgotten);
             return Ok(self.next());
         }
         let (entries, node) = (self.desired.entries(), self.desired.node());

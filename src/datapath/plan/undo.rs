@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::TableBelief;
 use crate::datapath::entry::EntryKey;
+use crate::datapath::nft::classes::Classes;
 use crate::datapath::nft::elements::{Element, SharedKey};
-use crate::datapath::nft::ids::{Classes, PolicyIds};
+use crate::datapath::nft::ids::PolicyIds;
 
 /// What was believed before of all that a turn touched.
 #[derive(Clone, Debug, Default)]

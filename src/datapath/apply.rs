@@ -283,6 +283,21 @@ impl Programmer {
         &self.programmed.external
     }
 
+    /// Of which families our tables are there, whatever is in them.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Cleanup`].
+    pub fn tables(&mut self) -> Result<Vec<Family>, ApplyError> {
+        let mut there = Vec::new();
+        for family in Family::ALL {
+            if self.connection.table(table(family)).map_err(ApplyError::Cleanup)?.is_some() {
+                there.push(family);
+            }
+        }
+        Ok(there)
+    }
+
     /// Deletes our tables, as far as they are there, and tells which were.
     ///
     /// # Errors
@@ -290,12 +305,7 @@ impl Programmer {
     /// [`ApplyError::Cleanup`].
     pub fn cleanup(&mut self) -> Result<Vec<Family>, ApplyError> {
         self.belief.forget();
-        let mut there = Vec::new();
-        for family in Family::ALL {
-            if self.connection.table(table(family)).map_err(ApplyError::Cleanup)?.is_some() {
-                there.push(family);
-            }
-        }
+        let there = self.tables()?;
         self.connection.commit(&write::cleanup_batch(&there)).map_err(ApplyError::Cleanup)?;
         self.programmed = Programmed::default();
         Ok(there)

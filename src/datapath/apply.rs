@@ -307,6 +307,7 @@ impl Programmer {
         self.belief.forget();
         let there = self.tables()?;
         self.connection.commit(&write::cleanup_batch(&there)).map_err(ApplyError::Cleanup)?;
+        self.forgetting = Forgetting::default();
         self.programmed = Programmed::default();
         Ok(there)
     }

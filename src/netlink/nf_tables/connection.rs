@@ -270,7 +270,7 @@ pub(in crate::netlink) struct Message<'a> {
     pub(in crate::netlink) flags: u16,
     pub(in crate::netlink) sequence: u32,
     /// Who caused it, by the port of its socket.
-    pub(super) port: u32,
+    pub(in crate::netlink) port: u32,
     pub(in crate::netlink) payload: &'a [u8],
 }
 

@@ -12,4 +12,5 @@ pub mod plan;
 pub mod reconciler;
 pub mod settings;
 pub mod simulate;
+pub mod sweeper;
 pub mod watch;

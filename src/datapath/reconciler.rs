@@ -6,14 +6,18 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::apply::{ApplyError, Programmer, Quarantine, Report};
+use super::conntrack::ledger::{Ledger, Turn};
 use super::desired::{Conflict, Desired};
 use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
+use super::nft::options::Options;
 use super::plan;
 use super::settings::Settings;
+use super::sweeper::Sweeper;
 use super::watch::Event;
 use crate::model::node::Node;
 use crate::model::programmed::Programmed;
@@ -32,6 +36,8 @@ pub struct Datapath {
     lists: Lists,
     desired: Desired,
     programmer: Programmer,
+    ledger: Ledger,
+    sweeper: Option<Sweeper>,
     outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
@@ -60,19 +66,40 @@ impl Datapath {
     /// # Errors
     /// When there is no way to nf_tables.
     pub fn new(node: NodeName, settings: Settings, outputs: Outputs, metrics: Metrics) -> Result<Self, ApplyError> {
+        let options =
+            Options { reset_mid_stream: settings.reset_gone_endpoints.is_some(), drop_invalid: settings.drop_invalid };
         Ok(Self {
             node,
+            ledger: Ledger::new(settings.reset_gone_endpoints),
+            sweeper: None,
             settings,
             index: Index::default(),
             service_cidrs: BTreeMap::new(),
             lists: Lists::default(),
             desired: Desired::default(),
-            programmer: Programmer::new()?,
+            programmer: Programmer::new()?.with_options(options),
             outputs,
             conflicts: BTreeSet::new(),
             quarantined: BTreeMap::new(),
             metrics,
         })
+    }
+
+    /// Has stale connections deleted after each turn.
+    #[must_use]
+    pub fn with_sweeper(mut self, sweeper: Sweeper) -> Self {
+        self.sweeper = Some(sweeper);
+        self
+    }
+
+    /// Tells the sweeper what this turn means for connections.
+    fn sweep(&mut self, turn: Turn, now: Now) -> Next {
+        let Some(sweeper) = &self.sweeper else { return Next::OnEvent };
+        sweeper.hand_over(self.ledger.turn(turn, &self.index, &self.desired, now.monotonic));
+        match self.ledger.due() {
+            Some(due) => Next::After(due.saturating_duration_since(Instant::now())),
+            None => Next::OnEvent,
+        }
     }
 
     fn observe_node(&mut self, node: Node) {
@@ -179,18 +206,28 @@ impl Component for Datapath {
             }
         };
         let update = self.desired.update(&self.index, &self.settings, &changes);
+        let mut turn = Turn {
+            left: self.index.take_left(),
+            is_whole: scope == Scope::Resync || update.is_node_changed,
+            services: changes.services,
+            removed: Vec::new(),
+        };
+        // A Service may gain or lose a frontend by what another one does.
+        turn.services.extend(update.entries.iter().map(|key| key.port.service.clone()));
         if scope == Scope::Changed && update.is_empty() {
-            return Ok(Next::OnEvent);
+            return Ok(self.sweep(turn, now));
         }
         let scope = match scope {
             Scope::Resync => plan::Scope::All,
             Scope::Changed => plan::Scope::Keys(update.entries),
         };
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let report =
+        let mut report =
             tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
         self.publish();
+        turn.removed = std::mem::take(&mut report.removed);
+        turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());
-        Ok(Next::OnEvent)
+        Ok(self.sweep(turn, now))
     }
 }

@@ -155,10 +155,10 @@ impl Conntrack {
             for answer in Messages(datagram) {
                 let Some((errno, _)) = answer.error() else { continue };
                 answered += 1;
-                match Errno::from_raw(errno) {
-                    Errno::UnknownErrno if errno == 0 => deleted += 1,
-                    Errno::ENOENT => {}
-                    errno => refusal = Some(errno),
+                if errno == 0 {
+                    deleted += 1;
+                } else if Errno::from_raw(errno) != Errno::ENOENT {
+                    refusal = Some(Errno::from_raw(errno));
                 }
             }
         }

@@ -248,7 +248,7 @@ impl Stage {
 }
 
 /// The sockets are many; a short nap is simpler than to watch each.
-fn nap() -> Result<(), String> {
+pub fn nap() -> Result<(), String> {
     poll(&mut [], PollTimeout::from(2u8)).map(drop).map_err(|error| error.to_string())
 }
 

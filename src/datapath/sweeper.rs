@@ -4,7 +4,7 @@
 //! however long the thread takes. A packet that the old rules translated may still be on its way when the first look is
 //! over, and makes an entry behind it: so each frontend gets a second and a third look shortly after.
 //!
-//! For a few frontends the kernel is asked for their flows alone, else for all of a protocol. Entries are deleted while the
+//! Where the table is large and the frontends are few, the kernel is asked for their flows alone, else for all of a protocol. Entries are deleted while the
 //! others are read, by a second socket, so that memory does not grow with the table.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,8 +29,9 @@ use crate::runtime::telemetry::chain;
 const LOOKS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(20), Duration::from_secs(1)];
 /// After an error.
 const RETRY: Duration = Duration::from_secs(1);
-/// Up to so many frontends are asked for one by one: each takes the kernel a walk through its table.
-const FEW: usize = 8;
+/// Each question takes the kernel a walk through its table, some 10 ms where that has 262,144 buckets: as long as it takes
+/// to tell of this many entries.
+const WALK: usize = 10_000;
 /// Entries deleted at once.
 const BATCH: usize = 500;
 
@@ -220,7 +221,8 @@ struct Broom {
 
 impl Broom {
     fn look(&mut self, view: &View) -> Result<(), ConntrackError> {
-        let filters = filters(view);
+        let entries = if view.fates.len() > 1 { self.reader.count()? } else { 0 };
+        let filters = filters(view, entries);
         for family in Family::ALL {
             let start = Instant::now();
             let mut of_family = filters.iter().filter(|filter| filter.family == family).peekable();
@@ -267,9 +269,10 @@ impl Broom {
     }
 }
 
-/// What to ask the kernel for.
-fn filters(view: &View) -> Vec<Filter> {
-    if view.is_whole || view.fates.len() > FEW {
+/// What to ask the kernel for, given how many entries it has.
+fn filters(view: &View, entries: usize) -> Vec<Filter> {
+    let walks = view.fates.len().saturating_sub(1).saturating_mul(WALK);
+    if view.is_whole || walks > entries {
         let mut kinds: BTreeSet<(Family, Protocol)> =
             view.fates.keys().map(|frontend| (frontend.family, frontend.protocol)).collect();
         if view.is_whole {
@@ -342,6 +345,24 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_frontends_of_a_large_table_are_asked_for_by_themselves() {
+        let key = |text: &str| FrontendKey {
+            family: Family::V4,
+            protocol: Protocol::Udp,
+            frontend: Frontend::Address(text.parse().unwrap()),
+        };
+        let view = |count: u8| View {
+            fates: (0..count).map(|number| (key(&format!("10.96.0.{number}:53")), Fate::Gone)).collect(),
+            ..View::default()
+        };
+        assert_eq!(filters(&view(3), 100_000).len(), 3);
+        assert_eq!(filters(&view(3), 100).len(), 1);
+        assert_eq!(filters(&view(100), 100_000).len(), 1);
+        assert!(filters(&view(1), 0)[0].destination.is_some());
+        assert_eq!(filters(&View { is_whole: true, ..view(1) }, 1_000_000).len(), 2, "both families");
+    }
 
     #[test]
     fn metrics_have_the_names_that_dashboards_know() {

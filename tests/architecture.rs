@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that decide, with all that is below them; they may stand in any component.
-const PURE_MODULES: [&str; 23] = [
+const PURE_MODULES: [&str; 25] = [
     "allocator",
     "api",
     "conntrack",
@@ -25,11 +25,13 @@ const PURE_MODULES: [&str; 23] = [
     "plan",
     "pools",
     "refusal",
+    "repairs",
     "request",
     "seen",
     "settings",
     "silence",
     "simulate",
+    "troubles",
 ];
 
 /// Pure files whose names say too little to hold for other folders.

@@ -35,7 +35,10 @@ use crate::model::programmed::Programmed;
 use crate::names::NodeName;
 use crate::netlink::ctnetlink::ConntrackError;
 use crate::netlink::links::{self, LinksError};
+use crate::netlink::nf_tables::ConnectionError;
 use crate::runtime::admin::{self, AdminError, Readiness};
+use crate::runtime::node_announcement;
+use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, shutdown};
 use crate::speaker::{self, Surroundings};
@@ -55,6 +58,8 @@ Examples:
 const OURS: &str = "steelyard";
 /// What those begin with that dashboards know from kube-proxy.
 const KUBE_PROXYS: &str = "kubeproxy";
+/// The part that writes the `NodeAnnouncement`.
+const WRITER: &str = "writer of the node announcement";
 
 /// Whether this agent forwards Service traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -127,6 +132,9 @@ pub enum NodeError {
     /// There is no way to the tracked connections.
     #[error("failed to start following connections")]
     Sweeper(#[source] ConntrackError),
+    /// Changes of our tables by others would go unnoticed.
+    #[error("failed to follow the changes of nf_tables")]
+    Listener(#[source] ConnectionError),
     /// Rules of an earlier run would go on forwarding to endpoints of then.
     #[error("failed to remove the datapath of an earlier run")]
     Cleanup(#[source] ApplyError),
@@ -169,15 +177,19 @@ impl Node {
         let links = links::follow(stop.clone()).await?;
         let (programmed, programmed_here) = watch::channel(Arc::new(Programmed::default()));
         let mut watches = Watches::default();
+        let reports = NodeReports::default();
+        watches.nodes.push(node_announcement::owner(name.clone(), reports.clone()));
         match self.datapath {
             DatapathMode::On => {
                 let metrics = datapath::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
                 let sweeper = sweeper::Metrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
                 let sweeper = Sweeper::start(sweeper).map_err(NodeError::Sweeper)?;
-                let datapath = Datapath::new(name.clone(), self.settings(), Outputs { programmed }, metrics)
+                let outputs = Outputs { programmed, problems: reports.reporter("datapath", "programming") };
+                let mut datapath = Datapath::new(name.clone(), self.settings(), outputs, metrics)
                     .map_err(NodeError::Datapath)?
                     .with_sweeper(sweeper);
-                let events = watches.for_datapath(&client, links.clone(), &mut parts);
+                let listener = datapath.listen().map_err(NodeError::Datapath)?;
+                let events = watches.for_datapath(&client, links.clone(), listener, &mut parts);
                 let stopped = stop.clone();
                 parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
             }
@@ -199,12 +211,17 @@ impl Node {
                 membership,
                 programmed: programmed_here,
                 readiness: readiness.clone(),
+                reports: reports.clone(),
             };
             let metrics = speaker::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
-            let config = speaker::Config::new(name);
+            let config = speaker::Config::new(name.clone());
             let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
             parts.spawn(ends(speaker, "speaker"));
+        } else {
+            reports.set_announcements(Vec::new());
         }
+        let writer = node_announcement::write(client.clone(), name, reports.follow(), stop.clone());
+        parts.spawn(ends(writer, WRITER));
         watches.start(&client, &mut parts);
 
         let serving = admin::serve(self.admin_address, registry, readiness, stop.clone());
@@ -212,8 +229,12 @@ impl Node {
         parts.spawn(
             async move { trigger.request_on_signal().await.map(|()| "signal handler").map_err(NodeError::Signals) },
         );
-        let awaited =
-            [("datapath", self.datapath == DatapathMode::On), ("speaker", self.speaker), ("membership", self.speaker)];
+        let awaited = [
+            ("datapath", self.datapath == DatapathMode::On),
+            ("speaker", self.speaker),
+            ("membership", self.speaker),
+            (WRITER, true),
+        ];
         let awaited = awaited.into_iter().filter(|(_, runs)| *runs).map(|(name, _)| name);
         finish(parts, &stop, awaited.collect()).await
     }

@@ -1,20 +1,23 @@
 //! Programs the kernel: one transaction per turn, the whole table after a failure, and without an entry that it refuses.
 
+mod memory;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use thiserror::Error;
 
+use self::memory::Forgetting;
 use crate::datapath::desired::FrontendKey;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
-use crate::datapath::nft::layout::table;
+use crate::datapath::nft::layout::{TABLE_NAME, table};
 use crate::datapath::nft::options::Options;
 use crate::datapath::nft::{read, write};
 use crate::datapath::plan::{Belief, Found, Scope, Transaction};
 use crate::model::Family;
-use crate::netlink::nf_tables::{Connection, ConnectionError};
+use crate::netlink::nf_tables::{Connection, ConnectionError, Listener};
 
 /// Why the kernel is not known to have what it should.
 #[derive(Debug, Error)]
@@ -56,6 +59,8 @@ pub struct Report {
     pub deleted: usize,
     /// Elements that came.
     pub added: usize,
+    /// Clients that do not keep their endpoint: it went, or its Service ended session affinity or changed its timeout.
+    pub forgotten: usize,
     /// The whole table was made anew.
     pub is_rebuilt: bool,
     /// Frontends that went, also those that a former process left.
@@ -75,6 +80,7 @@ pub struct Programmer {
     belief: Belief,
     quarantined: BTreeMap<EntryKey, Quarantine>,
     programmed: Programmed,
+    forgetting: Forgetting,
 }
 
 /// How many ports of each address are in the kernel.
@@ -129,6 +135,7 @@ impl Programmer {
             belief: Belief::default(),
             quarantined: BTreeMap::new(),
             programmed: Programmed::default(),
+            forgetting: Forgetting::default(),
         })
     }
 
@@ -137,6 +144,17 @@ impl Programmer {
     pub const fn with_options(mut self, options: Options) -> Self {
         self.options = options;
         self
+    }
+
+    /// A listener to what others do to our tables. Our own changes are not heard.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Connect`].
+    pub fn listen(&mut self) -> Result<Listener, ApplyError> {
+        let listener = Listener::open(TABLE_NAME, self.connection.port()).map_err(ApplyError::Connect)?;
+        self.connection.silence(listener.silencer());
+        Ok(listener)
     }
 
     /// Programs what changed. With [`Scope::All`] the kernel is read first: what a former process left is taken over, and
@@ -173,6 +191,17 @@ impl Programmer {
             .attempt(entries, &Scope::All, node)
             .map_err(|source| ApplyError::Entries { entries: entries.len(), source })?;
         Ok(Report { is_rebuilt: true, ..report })
+    }
+
+    /// Whether [`Self::settle`] has something to do, or any next turn.
+    pub fn is_unsettled(&self) -> bool {
+        self.forgetting.is_pending()
+    }
+
+    /// Deletes from the memory of session affinity what packets put there while the last change was made. Tells how many
+    /// clients were forgotten.
+    pub fn settle(&mut self) -> usize {
+        self.forgetting.run(&mut self.connection, &self.belief, &Transaction::default(), false)
     }
 
     /// Whether clients may dial an address now: it is in the kernel, as far as the last transaction that it took.
@@ -243,11 +272,14 @@ impl Programmer {
             }
             self.programmed.follow(&transaction);
         }
+        let is_all = *scope == Scope::All;
+        let forgotten = self.forgetting.run(&mut self.connection, &self.belief, &transaction, is_all);
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
         let (deleted, added) = transaction.size();
         Ok(Report {
             deleted,
             added,
+            forgotten,
             is_rebuilt,
             removed: removed_frontends(&transaction),
             quarantined: self.quarantined.clone(),

@@ -16,8 +16,12 @@ pub struct Metrics {
     added: Counter,
     deleted: Counter,
     rebuilds: Counter,
+    forgotten: Counter,
     quarantined: Gauge,
     conflicts: Gauge,
+    foreign_changes: Counter,
+    repairs: Counter,
+    delayed_repairs: Counter,
 }
 
 impl Metrics {
@@ -30,8 +34,12 @@ impl Metrics {
             added: Counter::default(),
             deleted: Counter::default(),
             rebuilds: Counter::default(),
+            forgotten: Counter::default(),
             quarantined: Gauge::default(),
             conflicts: Gauge::default(),
+            foreign_changes: Counter::default(),
+            repairs: Counter::default(),
+            delayed_repairs: Counter::default(),
         };
         registry.register_with_unit(
             "program",
@@ -43,6 +51,11 @@ impl Metrics {
         registry.register("elements_deleted", "Map elements deleted from the kernel", metrics.deleted.clone());
         registry.register("rebuilds", "Times that a whole table was made anew", metrics.rebuilds.clone());
         registry.register(
+            "affinity_forgotten",
+            "Clients that did not keep their endpoint because it went or session affinity changed",
+            metrics.forgotten.clone(),
+        );
+        registry.register(
             "quarantined_service_ports",
             "Service ports that are left out: the kernel refuses them, or no number is left for them",
             metrics.quarantined.clone(),
@@ -52,7 +65,33 @@ impl Metrics {
             "Frontends that one Service goes without because another has them",
             metrics.conflicts.clone(),
         );
+        registry.register(
+            "foreign_changes",
+            "Times that another program was seen to change our nf_tables tables",
+            metrics.foreign_changes.clone(),
+        );
+        registry.register(
+            "repairs",
+            "Times that our tables were put right after another program had changed them",
+            metrics.repairs.clone(),
+        );
+        registry.register(
+            "repairs_delayed",
+            "Repairs after which the next had to wait, since another program keeps changing our tables",
+            metrics.delayed_repairs.clone(),
+        );
         metrics
+    }
+
+    /// Counts a change by others.
+    pub fn touched(&self) {
+        self.foreign_changes.inc();
+    }
+
+    /// Counts a look at everything that others caused.
+    pub fn repaired(&self, is_changed: bool, is_delayed: bool) {
+        self.repairs.inc_by(u64::from(is_changed));
+        self.delayed_repairs.inc_by(u64::from(is_delayed));
     }
 
     /// Counts one turn.
@@ -61,8 +100,14 @@ impl Metrics {
         self.duration.observe(took.as_secs_f64());
         self.added.inc_by(count(report.added));
         self.deleted.inc_by(count(report.deleted));
+        self.forgotten(report.forgotten);
         self.rebuilds.inc_by(u64::from(report.is_rebuilt));
         self.quarantined.set(gauge(report.quarantined.len()));
+    }
+
+    /// Counts clients whose endpoint is remembered no more.
+    pub fn forgotten(&self, clients: usize) {
+        self.forgotten.inc_by(u64::try_from(clients).unwrap_or(u64::MAX));
     }
 
     /// Tells how many Services go without a frontend.

@@ -16,6 +16,8 @@ use super::index::Index;
 use super::metrics::Metrics;
 use super::nft::options::Options;
 use super::plan;
+use super::problems::problems;
+use super::repairs::{Due, Repairs};
 use super::settings::Settings;
 use super::sweeper::Sweeper;
 use super::watch::Event;
@@ -23,8 +25,13 @@ use crate::model::node::Node;
 use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
+use crate::netlink::nf_tables::{Foreign, Listener};
+use crate::runtime::node_report::Reporter;
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
+
+/// When what packets left behind while the kernel was programmed is cleared away, if nothing happens before.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Forwards Service traffic on this node.
 #[derive(Debug)]
@@ -41,6 +48,9 @@ pub struct Datapath {
     outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    repairs: Repairs,
+    /// Who touched our tables since the last repair, as far as known.
+    intruder: Option<Foreign>,
     metrics: Metrics,
 }
 
@@ -49,6 +59,8 @@ pub struct Datapath {
 pub struct Outputs {
     /// Which addresses this node's kernel forwards: the speaker answers for no other.
     pub programmed: watch::Sender<Arc<Programmed>>,
+    /// Who goes without something, and why.
+    pub problems: Reporter,
 }
 
 /// Which first lists are in.
@@ -81,6 +93,8 @@ impl Datapath {
             outputs,
             conflicts: BTreeSet::new(),
             quarantined: BTreeMap::new(),
+            repairs: Repairs::default(),
+            intruder: None,
             metrics,
         })
     }
@@ -100,6 +114,14 @@ impl Datapath {
             Some(due) => Next::After(due.saturating_duration_since(Instant::now())),
             None => Next::OnEvent,
         }
+    }
+
+    /// A listener to what others do to our tables; what it hears is to come back as [`Event::Foreign`].
+    ///
+    /// # Errors
+    /// When the kernel does not let us listen.
+    pub fn listen(&mut self) -> Result<Listener, ApplyError> {
+        self.programmer.listen()
     }
 
     fn observe_node(&mut self, node: Node) {
@@ -130,6 +152,37 @@ impl Datapath {
         });
     }
 
+    /// When to look again though nothing is seen: for a repair that has to wait, and for what packets may have left.
+    fn next(&self, due: Due) -> Next {
+        let settle = self.programmer.is_unsettled().then_some(SETTLE);
+        match (due, settle) {
+            (Due::Now, _) => Next::After(Duration::ZERO),
+            (Due::After(pause), Some(settle)) => Next::After(pause.min(settle)),
+            (Due::After(pause), None) | (Due::No, Some(pause)) => Next::After(pause),
+            (Due::No, None) => Next::OnEvent,
+        }
+    }
+
+    /// Says what others did, now that it is undone.
+    fn repaired(&mut self, report: &Report, began: Instant) {
+        let is_changed = report.is_rebuilt || report.added + report.deleted > 0;
+        let is_delayed = self.repairs.done(began, began + began.elapsed());
+        let Some(intruder) = self.intruder.take() else { return };
+        self.metrics.repaired(is_changed, is_delayed);
+        if is_changed {
+            tracing::warn!(
+                by = %intruder,
+                added = report.added,
+                deleted = report.deleted,
+                rebuilt = report.is_rebuilt,
+                "another program changed our nf_tables tables, put right"
+            );
+        }
+        if is_delayed {
+            tracing::warn!(by = %intruder, "another program keeps changing our nf_tables tables, repairs have to wait");
+        }
+    }
+
     /// Says what this turn did and who goes without.
     fn report(&mut self, report: Report, took: Duration) {
         self.metrics.programmed(&report, took);
@@ -147,6 +200,9 @@ impl Datapath {
             tracing::warn!(%conflict, "two Services want one frontend");
         }
         self.metrics.contested(conflicts.len());
+        if conflicts != self.conflicts || report.quarantined != self.quarantined {
+            self.outputs.problems.report(problems(&conflicts, &report.quarantined));
+        }
         self.conflicts = conflicts;
         for (key, reason) in &report.quarantined {
             if self.quarantined.get(key) != Some(reason) {
@@ -182,6 +238,11 @@ impl Component for Datapath {
             // A node whose object was deleted forwards on as before.
             Event::Node(Seen::Removed(_)) => {}
             Event::ServiceCidr(event) => self.observe_service_cidr(event),
+            Event::Foreign(foreign) => {
+                self.metrics.touched();
+                self.repairs.notice();
+                self.intruder = Some(foreign);
+            }
             Event::LocalAddresses(addresses) => {
                 self.index.set_local_addresses(addresses);
                 self.lists.local_addresses = true;
@@ -214,20 +275,41 @@ impl Component for Datapath {
         };
         // A Service may gain or lose a frontend by what another one does.
         turn.services.extend(update.entries.iter().map(|key| key.port.service.clone()));
-        if scope == Scope::Changed && update.is_empty() {
-            return Ok(self.sweep(turn, now));
-        }
-        let scope = match scope {
-            Scope::Resync => plan::Scope::All,
-            Scope::Changed => plan::Scope::Keys(update.entries),
+        let due = self.repairs.due(now.monotonic);
+        let plan_scope = match (scope, due) {
+            (Scope::Resync, _) | (Scope::Changed, Due::Now) => plan::Scope::All,
+            (Scope::Changed, Due::No | Due::After(_)) if update.is_empty() => {
+                let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
+                self.metrics.forgotten(forgotten);
+                let next = self.sweep(turn, now);
+                return Ok(sooner(self.next(due), next));
+            }
+            (Scope::Changed, Due::No | Due::After(_)) => plan::Scope::Keys(update.entries),
         };
+        let is_whole = plan_scope == plan::Scope::All;
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let mut report =
-            tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
+        let mut report = tokio::task::block_in_place(|| {
+            self.programmer.apply(self.desired.entries(), &plan_scope, self.desired.node())
+        })?;
+        if is_whole {
+            self.repaired(&report, now.monotonic);
+        }
         self.publish();
         turn.removed = std::mem::take(&mut report.removed);
         turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());
-        Ok(self.sweep(turn, now))
+        let next = self.sweep(turn, now);
+        Ok(sooner(self.next(self.repairs.due(Instant::now())), next))
     }
 }
+
+/// The earlier of two wishes.
+fn sooner(one: Next, other: Next) -> Next {
+    match (one, other) {
+        (Next::OnEvent, next) | (next, Next::OnEvent) => next,
+        (Next::After(one), Next::After(other)) => Next::After(one.min(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

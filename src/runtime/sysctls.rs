@@ -107,8 +107,9 @@ impl Sysctls {
 
     fn open_at(root: &Path, file: &Path) -> Result<Self, SysctlsError> {
         let changed = match fs::read(file) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|source| SysctlsError::Parse { path: file.to_owned(), source })?,
+            Ok(text) => {
+                serde_json::from_slice(&text).map_err(|source| SysctlsError::Parse { path: file.to_owned(), source })?
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(source) => return Err(SysctlsError::Read { path: file.to_owned(), source }),
         };
@@ -182,7 +183,9 @@ impl Sysctls {
 
     fn get(&self, name: &str) -> io::Result<u64> {
         let text = fs::read_to_string(self.root.join(name))?;
-        text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{:?} is no number", text.trim())))
+        text.trim()
+            .parse()
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{:?} is no number", text.trim())))
     }
 
     fn set(&self, name: &str, value: u64) -> io::Result<()> {

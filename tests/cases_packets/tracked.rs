@@ -10,7 +10,7 @@ use steelyard::model::{Family, Protocol};
 use steelyard::netlink::ctnetlink::{Conntrack, Filter};
 
 use crate::flows::tracked::Table;
-use crate::namespace::{Namespace, run_program};
+use crate::stage::namespace::{Namespace, run_program};
 use crate::stage::nap;
 
 const LIMIT: Duration = Duration::from_secs(10);

@@ -21,6 +21,7 @@ use steelyard::model::programmed::Programmed;
 use steelyard::model::service::Service;
 use steelyard::model::service_cidr::ServiceCidr;
 use steelyard::names::{NodeName, ServiceKey};
+use steelyard::runtime::node_report::NodeReports;
 use steelyard::runtime::reconcile;
 use steelyard::runtime::shutdown::{ShutdownTrigger, shutdown};
 use steelyard::runtime::watch::Event as Seen;
@@ -54,7 +55,8 @@ impl Agent {
             };
             let mut registry = Registry::default();
             let sweeper = Sweeper::start(sweeper::Metrics::register(&mut registry)).unwrap();
-            let outputs = Outputs { programmed: sender };
+            let outputs =
+                Outputs { programmed: sender, problems: NodeReports::default().reporter("datapath", "tests") };
             let metrics = Metrics::register(&mut registry);
             let datapath = Datapath::new(NodeName::new("node"), settings, outputs, metrics).unwrap();
             let mut datapath = datapath.with_sweeper(sweeper);

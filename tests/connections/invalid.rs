@@ -58,7 +58,7 @@ fn passes(stage: &Stage, sender: &Namespace, receiver: &Namespace, from: SocketA
             let bytes = &buffer[..count];
             let segment = match stage.family {
                 Family::V4 => &bytes[20..],
-                Family::V6 => &bytes[..],
+                Family::V6 => bytes,
             };
             let (port, flags) = (u16::from_be_bytes([segment[2], segment[3]]), segment[13]);
             has_come |= port == to.port() && flags == FIN_ACK;

@@ -1,5 +1,7 @@
 //! Against the real kernel, in network namespaces of their own.
 
+use std::time::Duration;
+
 use super::*;
 use crate::datapath::entry::{NodePortAddresses, NodePorts, Treatment};
 use crate::datapath::nft::compose::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
@@ -38,12 +40,14 @@ fn entries() -> Entries {
         "10.244.1.5:8080 10.244.2.5:8080 10.244.3.5:8080",
     );
     web.local = target("10.244.1.5:8080");
+    web.affinity = Some(Duration::from_secs(10_800));
     web.source_ranges = ["203.0.113.0/24", "198.51.100.7/32"].map(|text| text.parse().unwrap()).to_vec();
     web.local_addresses = ["10.244.1.5".parse().unwrap()].into();
     let mut six = entry(
         &[("[fd00:10:96::1]:80", INTERNAL), ("[2001:db8:1::1]:80", FILTERED_LOCAL), ("30001", EXTERNAL)],
         "[fd00:10:244::5]:8080 [fd00:10:245::5]:8080",
     );
+    six.affinity = Some(Duration::from_secs(60));
     six.source_ranges = vec!["2001:db8:2::/48".parse().unwrap()];
     six.local_addresses = ["fd00:10:244::5".parse().unwrap()].into();
     six.local = target("drop");
@@ -63,6 +67,10 @@ fn listing() -> String {
 fn sorted_listing() -> String {
     let mut out = String::new();
     let text = listing();
+    // And the tables: one that is made anew is listed last.
+    let mut tables: Vec<&str> = text.split_inclusive("\n}\n").collect();
+    tables.sort_unstable();
+    let text = tables.concat();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
         let Some(first) = line.trim_start().strip_prefix("elements = { ") else {
@@ -83,6 +91,13 @@ fn sorted_listing() -> String {
         }
     }
     out
+}
+
+/// The handle of the first rule of an IPv4 chain.
+fn handle_of(chain: &str) -> String {
+    let listing = nft(&["--handle", "list", "chain", "ip", "steelyard", chain], "");
+    let rule = listing.lines().filter(|line| line.contains("# handle")).nth(2).unwrap();
+    rule.split_once("# handle ").unwrap().1.to_owned()
 }
 
 fn programmed(entries: &Entries) -> Programmer {
@@ -125,6 +140,31 @@ fn the_listing_loads_again_and_lists_the_same() {
         });
     });
 }
+
+#[test]
+fn a_listing_with_remembered_clients_loads_again() {
+    in_new_namespace(|| {
+        programmed(&entries());
+        nft(&["-f", "-"], REMEMBERED);
+        let text = listing();
+        for client in ["f000:2 . 203.0.113.9 timeout 3h expires ", "f000:1 . 2001:db8:2::9 timeout 1m expires "] {
+            assert!(text.contains(client), "{text}");
+        }
+        in_new_namespace(|| {
+            nft(&["-f", "-"], &text);
+            let again = listing();
+            assert_eq!(again.matches(" expires ").count(), 3);
+            assert_eq!(again.lines().count(), text.lines().count());
+        });
+    });
+}
+
+/// Clients of the web Service, the last of an endpoint that it has not.
+const REMEMBERED: &str = "
+    add element ip steelyard affinity { f000:2 . 203.0.113.9 timeout 3h : 10.244.2.5 . 8080 }
+    add element ip6 steelyard affinity { f000:1 . 2001:db8:2::9 timeout 60s : fd00:10:245::5 }
+    add element ip steelyard affinity { f000:2 . 203.0.113.10 timeout 3h : 10.244.9.5 . 8080 }
+";
 
 #[test]
 fn a_change_touches_its_own_elements() {
@@ -216,9 +256,21 @@ fn a_resync_restores_what_others_took_away_and_else_changes_nothing() {
             &["delete", "table", "ip6", "steelyard"],
             &["delete", "element", "ip", "steelyard", "frontends", "{ 10.96.0.1 . tcp . 80 }"],
             &["add", "element", "ip", "steelyard", "endpoints", "{ c000:77 . 0 : 9.9.9.9 . 80 }"],
+            &["flush", "table", "ip", "steelyard"],
+            &["flush", "chain", "ip6", "steelyard", "sticky2_60_8080"],
+            &["add", "rule", "ip", "steelyard", "slots3", "drop"],
+            &["insert", "rule", "ip", "steelyard", "classify", "accept"],
+            &["replace", "rule", "ip", "steelyard", "unlisted", "handle", "UNLISTED", "accept"],
+            &["add", "chain", "ip", "steelyard", "nat_output", "{ policy drop; }"],
+            &["add", "chain", "ip", "steelyard", "more", "{ type filter hook input priority 0; }"],
+            &["delete", "element", "ip", "steelyard", "slot_chains", "{ c030:0 }"],
+            &["add", "table", "ip", "steelyard", "{ flags dormant; }"],
         ] {
-            nft(foreign, "");
-            assert_ne!(sorted_listing(), expected, "{foreign:?}");
+            let handle = handle_of("unlisted");
+            let foreign: Vec<&str> =
+                foreign.iter().map(|word| if *word == "UNLISTED" { handle.as_str() } else { word }).collect();
+            nft(&foreign, "");
+            assert!(sorted_listing() != expected, "{foreign:?}");
             programmer.apply(&state, &Scope::All, &node()).unwrap();
             assert!(sorted_listing() == expected, "{foreign:?}: {}", sorted_listing());
             assert!(programmer.is_programmed(web));
@@ -342,8 +394,10 @@ fn a_restart_with_nothing_changed_changes_nothing() {
             assert!(all || (report.deleted, report.added) == (0, 0), "{report:?}");
             assert_eq!(second.programmed_addresses().collect::<Vec<_>>(), addresses);
             let mut third = Programmer::new().unwrap();
+            let generation = third.connection.generation().unwrap();
             let report = third.apply(&state, &Scope::All, &node).unwrap();
             assert_eq!((report.deleted, report.added, report.is_rebuilt), (0, 0, false));
+            assert_eq!(third.connection.generation().unwrap(), generation, "not even an empty transaction");
             assert!(all || sorted_listing() == listed);
         }
     });

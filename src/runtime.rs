@@ -1,8 +1,11 @@
-//! What all components share and what does I/O: the reconcile loop, watches, the lease, the admin server, telemetry,
-//! shutdown.
+//! What all components share and what does I/O: the reconcile loop, watches, the lease, the admin server, sockets,
+//! telemetry, shutdown.
 
 pub mod admin;
+pub mod http;
 pub mod lease;
+pub mod listeners;
+pub mod mailbox;
 pub mod observed;
 pub mod reconcile;
 pub mod shutdown;

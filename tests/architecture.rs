@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that decide, with all that is below them; they may stand in any component.
-const PURE_MODULES: [&str; 23] = [
+const PURE_MODULES: [&str; 28] = [
     "allocator",
     "api",
+    "checks",
     "conntrack",
     "decode",
     "desired",
@@ -16,12 +17,15 @@ const PURE_MODULES: [&str; 23] = [
     "elements",
     "endpoints",
     "entry",
+    "forwards",
+    "freshness",
     "ids",
     "index",
     "interfaces",
     "layout",
     "model",
     "names",
+    "no_local",
     "plan",
     "pools",
     "refusal",
@@ -30,6 +34,7 @@ const PURE_MODULES: [&str; 23] = [
     "settings",
     "silence",
     "simulate",
+    "triggers",
 ];
 
 /// Pure files whose names say too little to hold for other folders.

@@ -8,6 +8,7 @@
 //! ```
 
 mod parts;
+mod servers;
 mod watches;
 
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
 use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
+use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use crate::datapath::reconciler::{Datapath, Outputs};
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
 use crate::membership::{self, Membership, Timing};
@@ -46,6 +48,11 @@ Examples:
       tell pods of all nodes from other clients, not only this node's
   steelyard node --cleanup
       after uninstalling: delete the nf_tables tables that the agent left";
+
+/// What our own metrics begin with.
+const OURS: &str = "steelyard";
+/// What those begin with that dashboards know from kube-proxy.
+const KUBE_PROXYS: &str = "kubeproxy";
 
 /// Whether this agent forwards Service traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -79,7 +86,8 @@ pub struct Node {
     #[arg(long = "cluster-cidr", value_name = "PREFIX")]
     cluster_cidrs: Vec<IpNet>,
 
-    /// Where NodePorts answer: `primary`, `all`, an address or a prefix; repeatable. Without it: `primary`
+    /// Where NodePorts answer: `primary`, `all`, `localhost` (TCP only), an address or a prefix; repeatable. Without it:
+    /// `primary`
     #[arg(long = "node-port-address", value_name = "WHERE")]
     node_port_addresses: Vec<NodePortSelector>,
 
@@ -94,6 +102,10 @@ pub struct Node {
     /// Where to serve /metrics, /healthz and /readyz
     #[arg(long, default_value = "[::]:9791", value_name = "ADDRESS:PORT")]
     admin_address: SocketAddr,
+
+    /// Where to serve the datapath's own /healthz and /livez for load balancers, as kube-proxy does
+    #[arg(long, default_value = "[::]:10256", value_name = "ADDRESS:PORT")]
+    health_address: SocketAddr,
 
     /// Delete our nf_tables tables on this machine and exit; needs no API server
     #[arg(long)]
@@ -146,7 +158,7 @@ impl Node {
             cleanup()?;
         }
         let client = self.cluster.client().await?;
-        let mut registry = Registry::with_prefix("steelyard");
+        let mut registry = Registry::default();
         let readiness = Readiness::default();
         let (trigger, stop) = shutdown();
         let mut parts = Parts::new();
@@ -156,8 +168,11 @@ impl Node {
         let mut watches = Watches::default();
         match self.datapath {
             DatapathMode::On => {
-                let metrics = datapath::metrics::Metrics::register(&mut registry);
-                let datapath = Datapath::new(name.clone(), self.settings(), Outputs { programmed }, metrics)
+                let metrics = datapath::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
+                let known = KubeProxyMetrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
+                let settings = self.settings();
+                let progress = servers::start(self.health_address, &settings, known, &mut parts, &stop);
+                let datapath = Datapath::new(name.clone(), settings, Outputs { programmed, progress }, metrics)
                     .map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), &mut parts);
                 let stopped = stop.clone();
@@ -168,7 +183,13 @@ impl Node {
         readiness.expect("datapath");
         parts.spawn(ready_once_settled(programmed_here.clone(), readiness.clone(), stop.clone()));
         if self.speaker {
-            let membership = self.start_membership(name.clone(), &mut watches, &mut registry, &mut parts, &stop);
+            let membership = self.start_membership(
+                name.clone(),
+                &mut watches,
+                registry.sub_registry_with_prefix(OURS),
+                &mut parts,
+                &stop,
+            );
             let surroundings = Surroundings {
                 inbox: watches.for_speaker(),
                 links,
@@ -176,7 +197,7 @@ impl Node {
                 programmed: programmed_here,
                 readiness: readiness.clone(),
             };
-            let metrics = speaker::metrics::Metrics::register(&mut registry);
+            let metrics = speaker::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
             let config = speaker::Config::new(name);
             let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
             parts.spawn(ends(speaker, "speaker"));

@@ -13,6 +13,7 @@ use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
 use super::plan;
+use super::progress::Progress;
 use super::settings::Settings;
 use super::watch::Event;
 use crate::model::node::Node;
@@ -43,6 +44,8 @@ pub struct Datapath {
 pub struct Outputs {
     /// Which addresses this node's kernel forwards: the speaker answers for no other.
     pub programmed: watch::Sender<Arc<Programmed>>,
+    /// Health, servers in user space and kube-proxy's metrics.
+    pub progress: Progress,
 }
 
 /// Which first lists are in.
@@ -137,6 +140,7 @@ impl Component for Datapath {
     const NAME: &'static str = "datapath";
 
     fn observe(&mut self, event: Event) {
+        self.outputs.progress.see(&event, &self.index, &self.node);
         match event {
             Event::Service(Seen::Replaced(services)) => {
                 self.index.replace_services(services);
@@ -160,6 +164,9 @@ impl Component for Datapath {
                 self.lists.local_addresses = true;
             }
         }
+        if self.is_synced() {
+            self.outputs.progress.queue();
+        }
     }
 
     fn is_synced(&self) -> bool {
@@ -179,17 +186,22 @@ impl Component for Datapath {
             }
         };
         let update = self.desired.update(&self.index, &self.settings, &changes);
+        self.outputs.progress.begin(&changes, &update, &self.desired);
         if scope == Scope::Changed && update.is_empty() {
+            self.outputs.progress.succeed(&self.index, &self.desired, None);
             return Ok(Next::OnEvent);
         }
-        let scope = match scope {
+        let planned = match scope {
             Scope::Resync => plan::Scope::All,
             Scope::Changed => plan::Scope::Keys(update.entries),
         };
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let report =
-            tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
+        let report = tokio::task::block_in_place(|| {
+            self.programmer.apply(self.desired.entries(), &planned, self.desired.node())
+        })
+        .inspect_err(|_| self.outputs.progress.fail())?;
         self.publish();
+        self.outputs.progress.succeed(&self.index, &self.desired, Some((scope, now.monotonic)));
         self.report(report, now.monotonic.elapsed());
         Ok(Next::OnEvent)
     }

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod http;
 pub mod lease;
+pub mod limits;
 pub mod listeners;
 pub mod mailbox;
 pub mod observed;

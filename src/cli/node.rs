@@ -34,6 +34,7 @@ use crate::model::programmed::Programmed;
 use crate::names::NodeName;
 use crate::netlink::links::{self, LinksError};
 use crate::runtime::admin::{self, AdminError, Readiness};
+use crate::runtime::limits::raise_open_files;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, shutdown};
 use crate::speaker::{self, Surroundings};
@@ -157,6 +158,7 @@ impl Node {
         if self.datapath == DatapathMode::Off {
             cleanup()?;
         }
+        raise_open_files();
         let client = self.cluster.client().await?;
         let mut registry = Registry::default();
         let readiness = Readiness::default();

@@ -11,6 +11,7 @@ pub mod localhost;
 pub mod metrics;
 pub mod nft;
 pub mod plan;
+mod problems;
 pub mod progress;
 pub mod reconciler;
 pub mod servers;

@@ -7,6 +7,8 @@ pub mod lease;
 pub mod limits;
 pub mod listeners;
 pub mod mailbox;
+pub mod node_announcement;
+pub mod node_report;
 pub mod observed;
 pub mod reconcile;
 pub mod shutdown;

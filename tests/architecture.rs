@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that decide, with all that is below them; they may stand in any component.
-const PURE_MODULES: [&str; 28] = [
+const PURE_MODULES: [&str; 29] = [
     "allocator",
     "api",
     "checks",
@@ -35,6 +35,7 @@ const PURE_MODULES: [&str; 28] = [
     "silence",
     "simulate",
     "triggers",
+    "troubles",
 ];
 
 /// Pure files whose names say too little to hold for other folders.

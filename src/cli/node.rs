@@ -26,6 +26,7 @@ use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
 use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
+use crate::datapath::health_check::proxy;
 use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use crate::datapath::reconciler::{Datapath, Outputs};
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
@@ -35,6 +36,8 @@ use crate::names::NodeName;
 use crate::netlink::links::{self, LinksError};
 use crate::runtime::admin::{self, AdminError, Readiness};
 use crate::runtime::limits::raise_open_files;
+use crate::runtime::node_announcement;
+use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, shutdown};
 use crate::speaker::{self, Surroundings};
@@ -54,6 +57,8 @@ Examples:
 const OURS: &str = "steelyard";
 /// What those begin with that dashboards know from kube-proxy.
 const KUBE_PROXYS: &str = "kubeproxy";
+/// The part that writes the `NodeAnnouncement`.
+const WRITER: &str = "writer of the node announcement";
 
 /// Whether this agent forwards Service traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -104,9 +109,13 @@ pub struct Node {
     #[arg(long, default_value = "[::]:9791", value_name = "ADDRESS:PORT")]
     admin_address: SocketAddr,
 
-    /// Where to serve the datapath's own /healthz and /livez for load balancers, as kube-proxy does
+    /// Where to serve the datapath's own /healthz and /livez for load balancers, as kube-proxy does; port 0: nowhere
     #[arg(long, default_value = "[::]:10256", value_name = "ADDRESS:PORT")]
     health_address: SocketAddr,
+
+    /// Where to serve /proxyMode, for programs that ask a kube-proxy; port 0: nowhere
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDRESS:PORT")]
+    status_address: SocketAddr,
 
     /// Delete our nf_tables tables on this machine and exit; needs no API server
     #[arg(long)]
@@ -168,14 +177,17 @@ impl Node {
         let links = links::follow(stop.clone()).await?;
         let (programmed, programmed_here) = watch::channel(Arc::new(Programmed::default()));
         let mut watches = Watches::default();
+        let reports = NodeReports::default();
+        watches.nodes.push(node_announcement::owner(name.clone(), reports.clone()));
         match self.datapath {
             DatapathMode::On => {
                 let metrics = datapath::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
                 let known = KubeProxyMetrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
                 let settings = self.settings();
-                let progress = servers::start(self.health_address, &settings, known, &mut parts, &stop);
-                let datapath = Datapath::new(name.clone(), settings, Outputs { programmed, progress }, metrics)
-                    .map_err(NodeError::Datapath)?;
+                let addresses = proxy::Addresses { health: self.health_address, status: self.status_address };
+                let progress = servers::start(addresses, &settings, known, &reports, &mut parts, &stop);
+                let outputs = Outputs { programmed, progress, problems: reports.reporter("datapath", "programming") };
+                let datapath = Datapath::new(name.clone(), settings, outputs, metrics).map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), &mut parts);
                 let stopped = stop.clone();
                 parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
@@ -198,12 +210,17 @@ impl Node {
                 membership,
                 programmed: programmed_here,
                 readiness: readiness.clone(),
+                reports: reports.clone(),
             };
             let metrics = speaker::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
-            let config = speaker::Config::new(name);
+            let config = speaker::Config::new(name.clone());
             let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
             parts.spawn(ends(speaker, "speaker"));
+        } else {
+            reports.set_announcements(Vec::new());
         }
+        let writer = node_announcement::write(client.clone(), name, reports.follow(), stop.clone());
+        parts.spawn(ends(writer, WRITER));
         watches.start(&client, &mut parts);
 
         let serving = admin::serve(self.admin_address, registry, readiness, stop.clone());
@@ -211,8 +228,12 @@ impl Node {
         parts.spawn(
             async move { trigger.request_on_signal().await.map(|()| "signal handler").map_err(NodeError::Signals) },
         );
-        let awaited =
-            [("datapath", self.datapath == DatapathMode::On), ("speaker", self.speaker), ("membership", self.speaker)];
+        let awaited = [
+            ("datapath", self.datapath == DatapathMode::On),
+            ("speaker", self.speaker),
+            ("membership", self.speaker),
+            (WRITER, true),
+        ];
         let awaited = awaited.into_iter().filter(|(_, runs)| *runs).map(|(name, _)| name);
         finish(parts, &stop, awaited.collect()).await
     }

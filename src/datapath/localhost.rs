@@ -13,21 +13,26 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::connection::{Chooser, forward};
 use self::forwards::{Choice, Forward};
 use super::entry::EntryKey;
-use super::servers::{Problems, tell};
+use super::servers::Complaints;
 use crate::runtime::listeners::{Listeners, Serve, Wanted};
 use crate::runtime::mailbox::Inbox;
+use crate::runtime::node_report::Reporter;
 use crate::runtime::shutdown::Shutdown;
 
+/// Of a Service whose NodePort another program has.
+const NOT_LISTENING: &str = "FailedToListenOnLocalhost";
+
 /// Forwards until shutdown, and tells which Services cannot be, and why.
-pub async fn run(mut forwards: Inbox<EntryKey, Forward>, problems: watch::Sender<Problems>, mut shutdown: Shutdown) {
+pub async fn run(mut forwards: Inbox<EntryKey, Forward>, reporter: Reporter, mut shutdown: Shutdown) {
     let mut open: BTreeMap<EntryKey, Open> = BTreeMap::new();
     let mut listeners = Listeners::default();
+    let mut complaints = Complaints::new(reporter, NOT_LISTENING);
+    tracing::info!("node ports of TCP answer on localhost; those of UDP and SCTP do not");
     loop {
         tokio::select! {
             () = shutdown.requested() => return,
@@ -37,12 +42,9 @@ pub async fn run(mut forwards: Inbox<EntryKey, Forward>, problems: watch::Sender
             }
             () = listeners.retry_is_due() => listeners.retry(),
         }
-        tell(
-            &problems,
-            listeners.failures().map(|(key, address, error)| {
-                (key.port.service.clone(), format!("failed to serve the node port at {address}: {error}"))
-            }),
-        );
+        complaints.tell(listeners.failures().map(|(key, address, error)| {
+            (Some(key.port.service.clone()), format!("failed to serve the node port at {address}: {error}"))
+        }));
     }
 }
 

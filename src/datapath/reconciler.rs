@@ -13,6 +13,7 @@ use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
 use super::plan;
+use super::problems::problems;
 use super::progress::Progress;
 use super::settings::Settings;
 use super::watch::Event;
@@ -20,8 +21,12 @@ use crate::model::node::Node;
 use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
+use crate::runtime::node_report::Reporter;
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
+
+/// When what packets left behind while the kernel was programmed is cleared away, if nothing happens before.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Forwards Service traffic on this node.
 #[derive(Debug)]
@@ -44,6 +49,8 @@ pub struct Datapath {
 pub struct Outputs {
     /// Which addresses this node's kernel forwards: the speaker answers for no other.
     pub programmed: watch::Sender<Arc<Programmed>>,
+    /// Who goes without something, and why.
+    pub problems: Reporter,
     /// Health, servers in user space and kube-proxy's metrics.
     pub progress: Progress,
 }
@@ -106,6 +113,10 @@ impl Datapath {
         });
     }
 
+    fn next(&self) -> Next {
+        if self.programmer.is_unsettled() { Next::After(SETTLE) } else { Next::OnEvent }
+    }
+
     /// Says what this turn did and who goes without.
     fn report(&mut self, report: Report, took: Duration) {
         self.metrics.programmed(&report, took);
@@ -123,6 +134,9 @@ impl Datapath {
             tracing::warn!(%conflict, "two Services want one frontend");
         }
         self.metrics.contested(conflicts.len());
+        if conflicts != self.conflicts || report.quarantined != self.quarantined {
+            self.outputs.problems.report(problems(&conflicts, &report.quarantined));
+        }
         self.conflicts = conflicts;
         for (key, reason) in &report.quarantined {
             if self.quarantined.get(key) != Some(reason) {
@@ -189,7 +203,9 @@ impl Component for Datapath {
         self.outputs.progress.begin(&changes, &update, &self.desired);
         if scope == Scope::Changed && update.is_empty() {
             self.outputs.progress.succeed(&self.index, &self.desired, None);
-            return Ok(Next::OnEvent);
+            let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
+            self.metrics.forgotten(forgotten);
+            return Ok(self.next());
         }
         let planned = match scope {
             Scope::Resync => plan::Scope::All,
@@ -203,6 +219,6 @@ impl Component for Datapath {
         self.publish();
         self.outputs.progress.succeed(&self.index, &self.desired, Some((scope, now.monotonic)));
         self.report(report, now.monotonic.elapsed());
-        Ok(Next::OnEvent)
+        Ok(self.next())
     }
 }

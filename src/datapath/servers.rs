@@ -13,11 +13,10 @@ use super::health_check::proxy::Health;
 use super::index::{Changes, Index};
 use super::localhost::forwards::{Forward, Loopbacks, forward_of};
 use crate::model::node::Node;
+use crate::model::problem::Problem;
 use crate::names::ServiceKey;
 use crate::runtime::mailbox::{Inbox, Outbox, mailbox};
-
-/// Who goes without a server, and why.
-pub type Problems = BTreeMap<ServiceKey, String>;
+use crate::runtime::node_report::Reporter;
 
 /// Where the datapath tells the servers what they should do.
 #[derive(Debug)]
@@ -111,23 +110,36 @@ impl Servers {
     }
 }
 
-/// Tells what could not be served, and the log what is new about it.
-pub fn tell(problems: &watch::Sender<Problems>, failures: impl Iterator<Item = (ServiceKey, String)>) {
-    let mut now = Problems::new();
-    for (service, message) in failures {
-        now.entry(service).and_modify(|known| *known = format!("{known}; {message}")).or_insert(message);
+/// What a server has to say of those whom it cannot serve: to the log when it is new, to the Service as long as it holds.
+#[derive(Debug)]
+pub struct Complaints {
+    reporter: Reporter,
+    reason: &'static str,
+    told: BTreeSet<Problem>,
+}
+
+impl Complaints {
+    /// Has nothing to say yet; what it says will have this CamelCase reason.
+    pub const fn new(reporter: Reporter, reason: &'static str) -> Self {
+        Self { reporter, reason, told: BTreeSet::new() }
     }
-    problems.send_if_modified(|known| {
-        if *known == now {
-            return false;
+
+    /// Puts these in place of what was said before.
+    pub fn tell(&mut self, failures: impl Iterator<Item = (Option<ServiceKey>, String)>) {
+        let problem = |(service, message)| Problem { service, reason: self.reason, message };
+        let now: BTreeSet<Problem> = failures.map(problem).collect();
+        if now == self.told {
+            return;
         }
-        for (service, message) in now.iter().filter(|(service, message)| known.get(*service) != Some(*message)) {
-            tracing::warn!(%service, problem = message, "a Service goes without a server, trying again");
+        for Problem { service, message, .. } in now.difference(&self.told) {
+            let service = service.as_ref().map(tracing::field::display);
+            tracing::warn!(service, problem = message, "a port cannot be served, trying again");
         }
-        for service in known.keys().filter(|service| !now.contains_key(*service)) {
-            tracing::info!(%service, "the Service has its server, or needs none any more");
+        for Problem { service, message, .. } in self.told.difference(&now) {
+            let service = service.as_ref().map(tracing::field::display);
+            tracing::info!(service, problem = message, "a port that could not be served is no problem any more");
         }
-        *known = now;
-        true
-    });
+        self.reporter.report(now.clone());
+        self.told = now;
+    }
 }

@@ -45,9 +45,14 @@ impl Answer {
         if is_good { 200 } else { 503 }
     }
 
+    /// A word.
+    pub fn text(status: u16, body: &str) -> Self {
+        Self { status, headers: vec![("content-type", "text/plain; charset=utf-8".to_owned())], body: body.to_owned() }
+    }
+
     /// There is nothing at this path.
     pub fn not_found() -> Self {
-        Self { status: 404, headers: Vec::new(), body: "not found\n".to_owned() }
+        Self::text(404, "not found\n")
     }
 
     fn into_response(self) -> Response<String> {

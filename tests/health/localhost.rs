@@ -5,8 +5,6 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use steelyard::names::ServiceKey;
-
 use crate::namespace::{Namespace, wait};
 use crate::node::{LIMIT, Node, inside};
 
@@ -129,11 +127,10 @@ fn udp_is_not_served_and_a_port_of_another_program_is_told() {
     node.settle();
     node.see_service("web", NODE_PORT);
     node.see_slice("web", "IPv4", 8080, "{addresses: [192.0.2.9]}");
-    let problems = node.localhost_problems.clone();
-    wait(LIMIT, "a problem", || problems.borrow().contains_key(&ServiceKey::new("ns", "web")));
+    node.wait_for_problem(Some("web"), "FailedToListenOnLocalhost");
     drop(squatter);
     wait_until_served(&node, &BOTH[..1], true);
-    wait(LIMIT, "the problem's end", || problems.borrow().is_empty());
+    node.wait_for_no_problem();
     // The port is free for UDP: nobody forwards it.
     inside(&node.pair.node, || UdpSocket::bind(BOTH[0]).unwrap());
 }

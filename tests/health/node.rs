@@ -17,14 +17,16 @@ use steelyard::datapath::metrics::Metrics;
 use steelyard::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use steelyard::datapath::progress::Progress;
 use steelyard::datapath::reconciler::{Datapath, Outputs};
-use steelyard::datapath::servers::{Problems, Servers};
+use steelyard::datapath::servers::Servers;
 use steelyard::datapath::settings::Settings;
 use steelyard::datapath::watch::Event;
 use steelyard::model::endpoints::EndpointSlice;
 use steelyard::model::node::Node as NodeObject;
+use steelyard::model::problem::Problem;
 use steelyard::model::programmed::Programmed;
 use steelyard::model::service::Service;
 use steelyard::names::{NodeName, ServiceKey};
+use steelyard::runtime::node_report::{NodeReport, NodeReports};
 use steelyard::runtime::reconcile;
 use steelyard::runtime::shutdown::{ShutdownTrigger, shutdown};
 use steelyard::runtime::watch::Event as Seen;
@@ -42,8 +44,7 @@ pub(crate) const HEALTH: &str = "192.0.2.11:10256";
 pub(crate) struct Node {
     pub(crate) pair: Pair,
     events: mpsc::Sender<Event>,
-    pub(crate) problems: watch::Receiver<Problems>,
-    pub(crate) localhost_problems: watch::Receiver<Problems>,
+    reports: watch::Receiver<NodeReport>,
     registry: Arc<Registry>,
     stop: ShutdownTrigger,
     thread: Option<JoinHandle<()>>,
@@ -69,8 +70,8 @@ impl Node {
         let node_port_addresses = node_port_addresses.iter().map(|text| text.parse().unwrap()).collect();
         let settings = Settings { node_port_addresses, ..Settings::default() };
         let (events, receiver) = mpsc::channel(4096);
-        let (problems, problems_seen) = watch::channel(Problems::new());
-        let (localhost_problems, localhost_seen) = watch::channel(Problems::new());
+        let reports = NodeReports::default();
+        let reports_seen = reports.follow();
         let (stop, stopped) = shutdown();
         let mut registry = Registry::default();
         let metrics = Metrics::register(registry.sub_registry_with_prefix("steelyard"));
@@ -82,14 +83,17 @@ impl Node {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             let working = async {
                 let (servers, inputs) = Servers::new(settings.loopbacks());
-                let address = "[::]:10256".parse().unwrap();
-                let health = proxy::run(address, servers.health().clone(), known.clone(), stopped.clone());
-                tokio::spawn(health);
-                tokio::spawn(ports::run(inputs.checks, problems, stopped.clone()));
-                tokio::spawn(localhost::run(inputs.forwards, localhost_problems, stopped.clone()));
+                let [health, status] = ["[::]:10256", "127.0.0.1:10249"].map(|text| text.parse().unwrap());
+                let addresses = proxy::Addresses { health, status };
+                let reporter = |part| reports.reporter("datapath", part);
+                let health = servers.health().clone();
+                tokio::spawn(proxy::run(addresses, health, known.clone(), reporter("health"), stopped.clone()));
+                tokio::spawn(ports::run(inputs.checks, reporter("ports"), stopped.clone()));
+                tokio::spawn(localhost::run(inputs.forwards, reporter("localhost"), stopped.clone()));
                 let outputs = Outputs {
                     programmed: watch::Sender::new(Arc::new(Programmed::default())),
                     progress: Progress::new(servers, known),
+                    problems: reporter("programming"),
                 };
                 let mut datapath = Datapath::new(NodeName::new("here"), settings, outputs, metrics).unwrap();
                 let turning = async move { reconcile::run(&mut datapath, receiver, stopped).await };
@@ -98,8 +102,7 @@ impl Node {
             runtime.block_on(working);
         });
         let registry = Arc::new(registry);
-        let (problems, localhost_problems) = (problems_seen, localhost_seen);
-        Self { pair, events, problems, localhost_problems, registry, stop, thread: Some(thread) }
+        Self { pair, events, reports: reports_seen, registry, stop, thread: Some(thread) }
     }
 
     /// Sees everything for the first time: this node, and no Service.
@@ -152,6 +155,24 @@ impl Node {
         );
         let object: discovery::EndpointSlice = serde_saphyr::from_str(&yaml).unwrap();
         self.see(Event::Slice(Seen::Applied(EndpointSlice::try_from(&object).unwrap())));
+    }
+
+    /// What the agent says that it cannot do.
+    pub(crate) fn problems(&self) -> BTreeSet<Problem> {
+        self.reports.borrow().problems.values().flatten().cloned().collect()
+    }
+
+    /// Waits for a problem with a reason; gives its message.
+    pub(crate) fn wait_for_problem(&self, service: Option<&str>, reason: &str) -> String {
+        let service = service.map(|name| ServiceKey::new("ns", name));
+        let told = || self.problems().into_iter().find(|told| told.service == service && told.reason == reason);
+        wait(LIMIT, reason, || told().is_some());
+        told().unwrap().message
+    }
+
+    /// Waits until all is said to be well.
+    pub(crate) fn wait_for_no_problem(&self) {
+        wait(LIMIT, "no problem to remain", || self.problems().is_empty());
     }
 
     /// One line of the metrics, without its value.

@@ -45,6 +45,8 @@ fn a_node_is_healthy_from_its_first_turn_until_it_leaves() {
     node.see(Event::Node(Seen::Removed(NodeName::new("here"))));
     wait_for(&node, (503, 200), LIMIT);
     assert_eq!(get(&node.pair.client, HEALTH, "/").unwrap().status, 404);
+    let mode = get(&node.pair.node, "127.0.0.1:10249", "/proxyMode").unwrap();
+    assert_eq!((mode.status, mode.body.as_str()), (200, "nftables"));
     assert!(node.metric("kubeproxy_proxy_healthz_total{code=\"503\"}").unwrap() >= 3.0);
     assert!(node.metric("kubeproxy_proxy_livez_total{code=\"200\"}").unwrap() >= 5.0);
 }
@@ -90,7 +92,10 @@ fn a_port_that_a_kube_proxy_still_has_is_had_when_it_is_gone() {
         "type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 32000, clusterIP: 172.30.0.1, \
          ports: [{port: 80}]",
     );
+    let problem = node.wait_for_problem(None, "FailedToServeHealth");
+    assert!(problem.contains("in use") && problem.contains("kube-proxy"), "{problem}");
     wait(LIMIT, "the rest of the agent", || get(&node.pair.client, "192.0.2.11:32000", "/").is_ok());
     drop(squatter);
     wait_for(&node, (200, 200), LIMIT);
+    node.wait_for_no_problem();
 }

@@ -12,13 +12,17 @@ use tokio::sync::watch;
 use super::checks::{Check, LocalEndpoints, answer};
 use super::proxy::Health;
 use crate::datapath::entry::{NodePortAddresses, NodePorts};
-use crate::datapath::servers::{Problems, tell};
+use crate::datapath::servers::Complaints;
 use crate::model::Family;
 use crate::names::ServiceKey;
 use crate::runtime::http;
 use crate::runtime::listeners::{Listeners, Serve, Wanted};
 use crate::runtime::mailbox::Inbox;
+use crate::runtime::node_report::Reporter;
 use crate::runtime::shutdown::Shutdown;
+
+/// Of a Service without its server, in kube-proxy's word for the event.
+const NOT_STARTED: &str = "FailedToStartServiceHealthcheck";
 
 /// What the servers are told.
 #[derive(Debug)]
@@ -32,8 +36,9 @@ pub struct Inputs {
 }
 
 /// Serves until shutdown, and tells which Services have no server, and why.
-pub async fn run(mut inputs: Inputs, problems: watch::Sender<Problems>, mut shutdown: Shutdown) {
-    let mut ports = Ports { health: inputs.health, open: BTreeMap::new(), listeners: Listeners::default(), problems };
+pub async fn run(mut inputs: Inputs, reporter: Reporter, mut shutdown: Shutdown) {
+    let complaints = Complaints::new(reporter, NOT_STARTED);
+    let mut ports = Ports { health: inputs.health, open: BTreeMap::new(), listeners: Listeners::default(), complaints };
     let mut hosts = hosts_of(&inputs.node_ports.borrow_and_update());
     loop {
         tokio::select! {
@@ -69,7 +74,7 @@ struct Ports {
     health: Health,
     open: BTreeMap<ServiceKey, Open>,
     listeners: Listeners<ServiceKey, Server>,
-    problems: watch::Sender<Problems>,
+    complaints: Complaints,
 }
 
 struct Open {
@@ -115,13 +120,10 @@ impl Ports {
         self.listeners.change(sockets.collect()).await;
     }
 
-    fn report(&self) {
-        tell(
-            &self.problems,
-            self.listeners.failures().map(|(service, address, error)| {
-                (service.clone(), format!("failed to serve the health check node port at {address}: {error}"))
-            }),
-        );
+    fn report(&mut self) {
+        self.complaints.tell(self.listeners.failures().map(|(service, address, error)| {
+            (Some(service.clone()), format!("failed to serve the health check node port at {address}: {error}"))
+        }));
     }
 }
 

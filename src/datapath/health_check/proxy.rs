@@ -1,7 +1,8 @@
 //! The datapath's own health on a port of its own: `/healthz` for load balancers and cloud controllers, `/livez` for whoever
-//! restarts processes. Port 10256 where nothing else is said, as they know it from kube-proxy.
+//! restarts processes. Port 10256 where nothing else is said, as they know it from kube-proxy; and on port
+//! 10249 of loopback `/proxyMode`, for which programs on a node ask.
 //!
-//! While another program has the port, a kube-proxy say, the log says so and the agent works on; it is tried again.
+//! While another program has a port, a kube-proxy say, the log says so and the agent works on; it is tried again.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,9 +13,17 @@ use tokio::time::Instant;
 
 use super::freshness::{Freshness, Question};
 use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
+use crate::datapath::servers::Complaints;
 use crate::runtime::http::{self, Answer};
 use crate::runtime::listeners::{Listeners, Serve, Wanted, sockets_of};
+use crate::runtime::node_report::Reporter;
 use crate::runtime::shutdown::Shutdown;
+
+/// Of a node on which another program has the port.
+const TAKEN: &str = "FailedToServeHealth";
+
+/// What kube-proxy would answer that does with the kernel as we do.
+const MODE: &str = "nftables";
 
 /// The datapath's health, told by its loop and asked by the servers. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -50,17 +59,38 @@ impl Health {
     }
 }
 
+/// The ports on which others look for a service proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Port {
+    /// `/healthz` and `/livez`, for the network.
+    Health,
+    /// `/proxyMode`, for programs on the node: kube-proxy has it beside its metrics.
+    Status,
+}
+
+/// Where the ports are; port 0 means nowhere.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// Of `/healthz` and `/livez`.
+    pub health: SocketAddr,
+    /// Of `/proxyMode`.
+    pub status: SocketAddr,
+}
+
 struct Server {
+    port: Port,
     health: Health,
     metrics: KubeProxyMetrics,
 }
 
 impl Server {
     fn answer(&self, path: &str) -> Answer {
-        let question = match path {
-            "/healthz" => Question::Healthy,
-            "/livez" => Question::Live,
-            _ => return Answer::not_found(),
+        let question = match (self.port, path) {
+            (Port::Health, "/healthz") => Question::Healthy,
+            (Port::Health, "/livez") => Question::Live,
+            (Port::Status, "/healthz") => return Answer::text(200, "ok"),
+            (Port::Status, "/proxyMode") => return Answer::text(200, MODE),
+            (Port::Health | Port::Status, _) => return Answer::not_found(),
         };
         let answer = self.health.answer(question);
         self.metrics.asked(question, answer.status);
@@ -75,26 +105,30 @@ impl Serve for Server {
 }
 
 /// Serves until shutdown.
-pub async fn run(address: SocketAddr, health: Health, metrics: KubeProxyMetrics, mut shutdown: Shutdown) {
-    let server = Arc::new(Server { health, metrics });
+pub async fn run(
+    addresses: Addresses,
+    health: Health,
+    metrics: KubeProxyMetrics,
+    reporter: Reporter,
+    mut shutdown: Shutdown,
+) {
     let mut listeners = Listeners::default();
-    listeners.change(vec![((), Some(Wanted { addresses: sockets_of(address), server }))]).await;
-    let mut is_reported = false;
+    let mut complaints = Complaints::new(reporter, TAKEN);
+    let ports = [(Port::Health, addresses.health), (Port::Status, addresses.status)];
+    let wanted = ports.into_iter().filter(|(_, address)| address.port() != 0).map(|(port, address)| {
+        let server = Server { port, health: health.clone(), metrics: metrics.clone() };
+        (port, Some(Wanted { addresses: sockets_of(address), server: Arc::new(server) }))
+    });
+    listeners.change(wanted.collect()).await;
     loop {
-        match listeners.failures().next() {
-            Some(((), address, error)) if !is_reported => {
-                tracing::warn!(
-                    %address, %error,
-                    "cannot serve the datapath's health; if kube-proxy still runs here, stop it: trying again"
-                );
-                is_reported = true;
-            }
-            None if is_reported => {
-                tracing::info!(%address, "serving the datapath's health");
-                is_reported = false;
-            }
-            Some(_) | None => {}
-        }
+        complaints.tell(listeners.failures().map(|(port, address, error)| {
+            let what = match port {
+                Port::Health => "health",
+                Port::Status => "mode",
+            };
+            let advice = "if a kube-proxy still runs on this node, stop it";
+            (None, format!("failed to serve the datapath's {what} at {address}: {error} ({advice})"))
+        }));
         tokio::select! {
             () = shutdown.requested() => return,
             () = listeners.retry_is_due() => listeners.retry(),

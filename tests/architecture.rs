@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that decide, with all that is below them; they may stand in any component.
-const PURE_MODULES: [&str; 29] = [
+const PURE_MODULES: [&str; 30] = [
     "allocator",
     "api",
     "checks",
@@ -29,6 +29,7 @@ const PURE_MODULES: [&str; 29] = [
     "plan",
     "pools",
     "refusal",
+    "repairs",
     "request",
     "seen",
     "settings",

@@ -34,6 +34,7 @@ use crate::membership::{self, Membership, Timing};
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
 use crate::netlink::links::{self, LinksError};
+use crate::netlink::nf_tables::ConnectionError;
 use crate::runtime::admin::{self, AdminError, Readiness};
 use crate::runtime::limits::raise_open_files;
 use crate::runtime::node_announcement;
@@ -134,6 +135,9 @@ pub enum NodeError {
     /// The datapath could not start.
     #[error("failed to start the datapath")]
     Datapath(#[source] ApplyError),
+    /// Changes of our tables by others would go unnoticed.
+    #[error("failed to follow the changes of nf_tables")]
+    Listener(#[source] ConnectionError),
     /// Rules of an earlier run would go on forwarding to endpoints of then.
     #[error("failed to remove the datapath of an earlier run")]
     Cleanup(#[source] ApplyError),
@@ -187,8 +191,10 @@ impl Node {
                 let addresses = proxy::Addresses { health: self.health_address, status: self.status_address };
                 let progress = servers::start(addresses, &settings, known, &reports, &mut parts, &stop);
                 let outputs = Outputs { programmed, progress, problems: reports.reporter("datapath", "programming") };
-                let datapath = Datapath::new(name.clone(), settings, outputs, metrics).map_err(NodeError::Datapath)?;
-                let events = watches.for_datapath(&client, links.clone(), &mut parts);
+                let mut datapath =
+                    Datapath::new(name.clone(), settings, outputs, metrics).map_err(NodeError::Datapath)?;
+                let listener = datapath.listen().map_err(NodeError::Datapath)?;
+                let events = watches.for_datapath(&client, links.clone(), listener, &mut parts);
                 let stopped = stop.clone();
                 parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
             }

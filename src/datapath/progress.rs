@@ -45,7 +45,10 @@ impl Progress {
             Event::Node(Seen::Replaced(nodes)) => self.see_node(nodes.iter().find(|it| it.name == *node)),
             Event::Node(Seen::Applied(seen)) if seen.name == *node => self.see_node(Some(seen)),
             Event::Node(Seen::Removed(name)) if name == node => self.see_node(None),
-            Event::Node(Seen::Applied(_) | Seen::Removed(_)) | Event::ServiceCidr(_) | Event::LocalAddresses(_) => {}
+            Event::Node(Seen::Applied(_) | Seen::Removed(_))
+            | Event::ServiceCidr(_)
+            | Event::LocalAddresses(_)
+            | Event::Foreign(_) => {}
         }
     }
 

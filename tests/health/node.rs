@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use nix::sched::{CloneFlags, setns};
 use prometheus_client::registry::Registry;
+use steelyard::datapath::foreign;
 use steelyard::datapath::health_check::{ports, proxy};
 use steelyard::datapath::localhost;
 use steelyard::datapath::metrics::Metrics;
@@ -72,6 +73,7 @@ impl Node {
         let (events, receiver) = mpsc::channel(4096);
         let reports = NodeReports::default();
         let reports_seen = reports.follow();
+        let sender = events.clone();
         let (stop, stopped) = shutdown();
         let mut registry = Registry::default();
         let metrics = Metrics::register(registry.sub_registry_with_prefix("steelyard"));
@@ -96,6 +98,8 @@ impl Node {
                     problems: reporter("programming"),
                 };
                 let mut datapath = Datapath::new(NodeName::new("here"), settings, outputs, metrics).unwrap();
+                let listener = datapath.listen().unwrap();
+                tokio::spawn(foreign::follow(listener, sender));
                 let turning = async move { reconcile::run(&mut datapath, receiver, stopped).await };
                 tokio::spawn(turning).await.unwrap();
             };

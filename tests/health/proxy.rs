@@ -61,7 +61,7 @@ fn a_kernel_that_refuses_everything_makes_the_node_unhealthy_until_it_does_not()
         nft.expect("nft is missing: install nftables")
     });
     let mut input = owner.stdin.take().unwrap();
-    input.write_all(b"delete table ip steelyard\nadd table ip steelyard { flags owner; }\n").unwrap();
+    input.write_all(b"delete table ip steelyard; add table ip steelyard { flags owner; }\n").unwrap();
     wait(LIMIT, "the foreign owner", || {
         let output = node.pair.node.run("nft list tables ip");
         let tables = String::from_utf8(output.stdout).unwrap();

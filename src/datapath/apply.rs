@@ -225,6 +225,7 @@ impl Programmer {
             }
         }
         self.connection.commit(&write::cleanup_batch(&there)).map_err(ApplyError::Cleanup)?;
+        self.forgetting = Forgetting::default();
         self.programmed.counts.clear();
         Ok(there)
     }

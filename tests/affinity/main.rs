@@ -10,11 +10,11 @@
     reason = "helpers of tests, some of them another test program's"
 )]
 
-#[path = "../cases_packets/namespace.rs"]
+#[path = "../stage/namespace.rs"]
 mod namespace;
-#[path = "../cases_packets/sockets.rs"]
+#[path = "../stage/sockets.rs"]
 mod sockets;
-#[path = "../cases_packets/wire.rs"]
+#[path = "../stage/wire.rs"]
 mod wire;
 mod world;
 
@@ -170,6 +170,22 @@ fn what_packets_left_behind_during_a_change_is_cleared_away_after_it() {
         assert_eq!(world.programmer.settle(), 1);
         assert!(!world.programmer.is_unsettled());
         assert_ne!(world.connect(client, places.cluster_ip(80), Protocol::Tcp), places.endpoint(4));
+    });
+}
+
+#[test]
+fn a_table_that_others_deleted_leaves_nothing_to_clear_away() {
+    in_both_families("flushed", |world, places| {
+        let key = places.key("web", Protocol::Tcp);
+        let mut entries = at_cluster_ip(places, Protocol::Tcp, TIMEOUT);
+        world.program(&entries, &Scope::All);
+        pins(world, places.cluster_ip(80), places, 3);
+        world.change(&mut entries, &key, |entry| entry.cluster = places.endpoints(1..=3));
+        world.nft(&["flush", "ruleset"], "");
+        assert_eq!(world.programmer.settle(), 0);
+        assert!(!world.programmer.is_unsettled());
+        assert!(world.program(&entries, &Scope::All).is_rebuilt);
+        assert_eq!(world.connect_often(9, places.client(1), places.cluster_ip(80), Protocol::Tcp).len(), 1);
     });
 }
 

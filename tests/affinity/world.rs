@@ -250,6 +250,32 @@ impl World {
         found
     }
 
+    /// Sends what a client would.
+    pub fn send_from_outside(&self, packet: &[u8]) {
+        self.outside.send(packet).unwrap();
+    }
+
+    /// Throws away what has come.
+    pub fn discard(&self) {
+        for link in [&self.outside, &self.pods] {
+            link.receive(&mut |_| {}).unwrap();
+        }
+    }
+
+    /// How many connections the node knows.
+    pub fn connections(&self) -> usize {
+        let count = self.node.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"));
+        count.unwrap().trim().parse().unwrap()
+    }
+
+    /// Makes the node forget all connections.
+    pub fn forget_connections(&self) {
+        // Without a connection there is none to delete, and the program says so.
+        if self.connections() > 0 {
+            self.node.run(|| run_program("conntrack", &["-F"], "")).unwrap();
+        }
+    }
+
     /// Waits until something holds.
     pub fn wait_for(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
         let limit = Instant::now() + LIMIT;

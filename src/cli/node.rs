@@ -9,6 +9,7 @@
 
 mod connections;
 mod parts;
+mod servers;
 mod watches;
 
 use std::net::SocketAddr;
@@ -28,6 +29,8 @@ use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
 use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
+use crate::datapath::health_check::proxy;
+use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use crate::datapath::reconciler::{Datapath, Outputs};
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
 use crate::datapath::sweeper::{self, Sweeper};
@@ -38,6 +41,7 @@ use crate::netlink::ctnetlink::ConntrackError;
 use crate::netlink::links::{self, LinksError};
 use crate::netlink::nf_tables::ConnectionError;
 use crate::runtime::admin::{self, AdminError, Readiness};
+use crate::runtime::limits::raise_open_files;
 use crate::runtime::node_announcement;
 use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
@@ -97,7 +101,8 @@ pub struct Node {
     #[arg(long = "cluster-cidr", value_name = "PREFIX")]
     cluster_cidrs: Vec<IpNet>,
 
-    /// Where NodePorts answer: `primary`, `all`, an address or a prefix; repeatable. Without it: `primary`
+    /// Where NodePorts answer: `primary`, `all`, `localhost` (TCP only), an address or a prefix; repeatable. Without it:
+    /// `primary`
     #[arg(long = "node-port-address", value_name = "WHERE")]
     node_port_addresses: Vec<NodePortSelector>,
 
@@ -115,6 +120,14 @@ pub struct Node {
     /// Where to serve /metrics, /healthz and /readyz
     #[arg(long, default_value = "[::]:9791", value_name = "ADDRESS:PORT")]
     admin_address: SocketAddr,
+
+    /// Where to serve the datapath's own /healthz and /livez for load balancers, as kube-proxy does; port 0: nowhere
+    #[arg(long, default_value = "[::]:10256", value_name = "ADDRESS:PORT")]
+    health_address: SocketAddr,
+
+    /// Where to serve /proxyMode, for programs that ask a kube-proxy; port 0: nowhere
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDRESS:PORT")]
+    status_address: SocketAddr,
 
     /// Delete our nf_tables tables on this machine and exit; needs no API server
     #[arg(long)]
@@ -175,6 +188,7 @@ impl Node {
         if self.datapath == DatapathMode::Off {
             cleanup()?;
         }
+        raise_open_files();
         let client = self.cluster.client().await?;
         let mut registry = Registry::default();
         let readiness = Readiness::default();
@@ -191,8 +205,12 @@ impl Node {
                 let metrics = datapath::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
                 let sweeper = sweeper::Metrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
                 let sweeper = Sweeper::start(sweeper).map_err(NodeError::Sweeper)?;
-                let outputs = Outputs { programmed, problems: reports.reporter("datapath", "programming") };
-                let mut datapath = Datapath::new(name.clone(), self.settings(), outputs, metrics)
+                let known = KubeProxyMetrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
+                let settings = self.settings();
+                let addresses = proxy::Addresses { health: self.health_address, status: self.status_address };
+                let progress = servers::start(addresses, &settings, known, &reports, &mut parts, &stop);
+                let outputs = Outputs { programmed, progress, problems: reports.reporter("datapath", "programming") };
+                let mut datapath = Datapath::new(name.clone(), settings, outputs, metrics)
                     .map_err(NodeError::Datapath)?
                     .with_sweeper(sweeper);
                 let listener = datapath.listen().map_err(NodeError::Datapath)?;

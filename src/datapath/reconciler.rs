@@ -17,6 +17,7 @@ use super::metrics::Metrics;
 use super::nft::options::Options;
 use super::plan;
 use super::problems::problems;
+use super::progress::Progress;
 use super::repairs::{Due, Repairs, Retry};
 use super::settings::Settings;
 use super::sweeper::Sweeper;
@@ -64,6 +65,8 @@ pub struct Outputs {
     pub programmed: watch::Sender<Arc<Programmed>>,
     /// Who goes without something, and why.
     pub problems: Reporter,
+    /// Health, servers in user space and kube-proxy's metrics.
+    pub progress: Progress,
 }
 
 /// Which first lists are in.
@@ -236,6 +239,7 @@ impl Component for Datapath {
     const NAME: &'static str = "datapath";
 
     fn observe(&mut self, event: Event) {
+        self.outputs.progress.see(&event, &self.index, &self.node);
         match event {
             Event::Service(Seen::Replaced(services)) => {
                 self.index.replace_services(services);
@@ -264,6 +268,9 @@ impl Component for Datapath {
                 self.lists.local_addresses = true;
             }
         }
+        if self.is_synced() {
+            self.outputs.progress.queue();
+        }
     }
 
     fn is_synced(&self) -> bool {
@@ -283,6 +290,7 @@ impl Component for Datapath {
             }
         };
         let mut update = self.desired.update(&self.index, &self.settings, &changes);
+        self.outputs.progress.begin(&changes, &update, &self.desired);
         let mut turn = Turn {
             left: self.index.take_left(),
             is_whole: scope == Scope::Resync || update.is_node_changed,
@@ -297,6 +305,7 @@ impl Component for Datapath {
         let due = self.repairs.due(now.monotonic);
         let is_repair = scope == Scope::Changed && due == Due::Now;
         if scope == Scope::Changed && !is_repair && update.is_empty() {
+            self.outputs.progress.succeed(&self.index, &self.desired, None);
             let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
             self.metrics.forgotten(forgotten);
             let next = self.sweep(turn, now);
@@ -304,16 +313,18 @@ impl Component for Datapath {
         }
         let (entries, node) = (self.desired.entries(), self.desired.node());
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let mut report = tokio::task::block_in_place(|| match scope {
+        let report = tokio::task::block_in_place(|| match scope {
             Scope::Resync => self.programmer.apply(entries, &plan::Scope::All, node),
             Scope::Changed if is_repair => self.programmer.repair(entries, &update.entries, node),
             Scope::Changed => self.programmer.apply(entries, &plan::Scope::Update(update), node),
-        })?;
+        });
+        let mut report = report.inspect_err(|_| self.outputs.progress.fail())?;
         if is_repair || scope == Scope::Resync {
             self.repaired(&report, now.monotonic);
         }
         self.retry.follow(!report.quarantined.is_empty(), now.monotonic);
         self.publish();
+        self.outputs.progress.succeed(&self.index, &self.desired, Some((scope, now.monotonic)));
         turn.removed = std::mem::take(&mut report.removed);
         turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());

@@ -13,12 +13,14 @@
 mod conntrack;
 #[path = "../flows/flows.rs"]
 mod flows;
+mod health;
 mod selection;
 
 use std::process::ExitCode;
 
 use serde_json::Value;
 use steelyard::datapath::simulate::simulate;
+use steelyard::model::Family;
 
 use crate::flows::form::Scenario;
 use crate::flows::tally::Tally;
@@ -61,8 +63,12 @@ fn run(file: &CaseFile, tally: &mut Tally) {
         }
     }
     for case in &file.health_checks {
-        let reason = "needs the health check server, which is not built yet";
-        tally.skip(format_args!("health check node port: {}", title_of(case)), reason);
+        for family in Family::ALL {
+            tally.record(
+                format_args!("health check node port: {} [{family}]", title_of(case)),
+                health::check(case, family),
+            );
+        }
     }
     if let Some(case) = &file.conntrack {
         for (suffix, case_in_family) in in_both_families(case) {

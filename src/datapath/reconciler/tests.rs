@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::datapath::foreign;
+use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use crate::datapath::nft::layout::table;
+use crate::datapath::servers::Servers;
 use crate::model::Family;
 use crate::model::endpoints::EndpointSlice;
 use crate::model::service::Service;
@@ -40,7 +42,9 @@ fn with_datapath(services: u32, test: impl FnOnce(Stage) + Send) {
         let metrics = Metrics::register(&mut registry);
         let (programmed, mut programmed_here) = watch::channel(Arc::new(Programmed::default()));
         let (sender, events) = mpsc::channel(1024);
-        let outputs = Outputs { programmed, problems: NodeReports::default().reporter("datapath", "programming") };
+        let problems = NodeReports::default().reporter("datapath", "programming");
+        let progress = Progress::new(Servers::new(BTreeSet::new()).0, KubeProxyMetrics::register(&mut registry));
+        let outputs = Outputs { programmed, progress, problems };
         let (trigger, stop) = shutdown();
         // Sockets belong to the namespace of the thread that opens them.
         let guard = runtime.enter();

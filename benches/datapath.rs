@@ -38,7 +38,6 @@ use steelyard::model::programmed::Programmed;
 use steelyard::model::service::Service;
 use steelyard::names::{NodeName, ServiceKey};
 use steelyard::netlink::nf_tables::Connection;
-use steelyard::runtime::node_report::NodeReports;
 use steelyard::runtime::reconcile::{self, Component, Now};
 use steelyard::runtime::shutdown::shutdown;
 use steelyard::runtime::watch::Event as Seen;
@@ -87,7 +86,7 @@ fn changes(services: u32) {
     let guard = runtime.enter();
     let metrics = Metrics::register(&mut Registry::default());
     let (programmed, _programmed) = watch::channel(Arc::new(Programmed::default()));
-    let outputs = Outputs { programmed, problems: NodeReports::default().reporter("datapath", "programming") };
+    let outputs = Outputs::alone(programmed);
     let mut datapath = Datapath::new(NodeName::new("bench"), Settings::default(), outputs, metrics).unwrap();
     let listener = datapath.listen().unwrap();
     let before = memory();

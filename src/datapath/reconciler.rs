@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -14,11 +15,13 @@ use super::desired::{Conflict, Desired};
 use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
+use super::metrics::kube_proxy::KubeProxyMetrics;
 use super::nft::options::Options;
 use super::plan;
 use super::problems::problems;
 use super::progress::Progress;
 use super::repairs::{Due, Repairs, Retry};
+use super::servers::Servers;
 use super::settings::Settings;
 use super::sweeper::Sweeper;
 use super::watch::Event;
@@ -27,7 +30,7 @@ use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
 use crate::netlink::nf_tables::{Foreign, Listener};
-use crate::runtime::node_report::Reporter;
+use crate::runtime::node_report::{NodeReports, Reporter};
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
 
@@ -67,6 +70,18 @@ pub struct Outputs {
     pub problems: Reporter,
     /// Health, servers in user space and kube-proxy's metrics.
     pub progress: Progress,
+}
+
+impl Outputs {
+    /// For a datapath without an agent around it, as tests and benches run it: nobody but them hears of it.
+    pub fn alone(programmed: watch::Sender<Arc<Programmed>>) -> Self {
+        let metrics = KubeProxyMetrics::register(&mut Registry::default());
+        Self {
+            programmed,
+            progress: Progress::new(Servers::new(BTreeSet::new()).0, metrics),
+            problems: NodeReports::default().reporter("datapath", "programming"),
+        }
+    }
 }
 
 /// Which first lists are in.

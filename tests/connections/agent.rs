@@ -10,10 +10,7 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking:
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use steelyard::datapath::metrics::Metrics;
-use steelyard::datapath::metrics::kube_proxy::KubeProxyMetrics;
-use steelyard::datapath::progress::Progress;
 use steelyard::datapath::reconciler::{Datapath, Outputs};
-use steelyard::datapath::servers::Servers;
 use steelyard::datapath::settings::{DetectLocal, Settings};
 use steelyard::datapath::sweeper::{self, Sweeper};
 use steelyard::datapath::watch::Event;
@@ -24,7 +21,6 @@ use steelyard::model::programmed::Programmed;
 use steelyard::model::service::Service;
 use steelyard::model::service_cidr::ServiceCidr;
 use steelyard::names::{NodeName, ServiceKey};
-use steelyard::runtime::node_report::NodeReports;
 use steelyard::runtime::reconcile;
 use steelyard::runtime::shutdown::{ShutdownTrigger, shutdown};
 use steelyard::runtime::watch::Event as Seen;
@@ -58,11 +54,7 @@ impl Agent {
             };
             let mut registry = Registry::default();
             let sweeper = Sweeper::start(sweeper::Metrics::register(&mut registry)).unwrap();
-            let outputs = Outputs {
-                programmed: sender,
-                progress: Progress::new(Servers::new(BTreeSet::new()).0, KubeProxyMetrics::register(&mut registry)),
-                problems: NodeReports::default().reporter("datapath", "tests"),
-            };
+            let outputs = Outputs::alone(sender);
             let metrics = Metrics::register(&mut registry);
             let datapath = Datapath::new(NodeName::new("node"), settings, outputs, metrics).unwrap();
             let mut datapath = datapath.with_sweeper(sweeper);

@@ -7,21 +7,17 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::datapath::foreign;
-use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use crate::datapath::nft::layout::table;
-use crate::datapath::servers::Servers;
 use crate::model::Family;
 use crate::model::endpoints::EndpointSlice;
 use crate::model::service::Service;
 use crate::netlink::nf_tables::Connection;
 use crate::netlink::nf_tables::test::{in_new_namespace, nft};
-use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::shutdown;
 
@@ -42,9 +38,7 @@ fn with_datapath(services: u32, test: impl FnOnce(Stage) + Send) {
         let metrics = Metrics::register(&mut registry);
         let (programmed, mut programmed_here) = watch::channel(Arc::new(Programmed::default()));
         let (sender, events) = mpsc::channel(1024);
-        let problems = NodeReports::default().reporter("datapath", "programming");
-        let progress = Progress::new(Servers::new(BTreeSet::new()).0, KubeProxyMetrics::register(&mut registry));
-        let outputs = Outputs { programmed, progress, problems };
+        let outputs = Outputs::alone(programmed);
         let (trigger, stop) = shutdown();
         // Sockets belong to the namespace of the thread that opens them.
         let guard = runtime.enter();

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollTimeout, poll};
@@ -122,7 +123,9 @@ pub struct World {
 impl World {
     /// A node with nothing programmed; `purpose` is no other test's.
     pub fn new(purpose: &str) -> Self {
-        crate::namespace::prepare().unwrap();
+        // Tests of one process run side by side, and what an earlier one left is cleared away once.
+        static PREPARED: Once = Once::new();
+        PREPARED.call_once(|| crate::namespace::prepare().unwrap());
         let node = Namespace::new(&format!("{purpose}-node")).unwrap();
         let beyond = Namespace::new(&format!("{purpose}-world")).unwrap();
         beyond.set(&[("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")]).unwrap();

@@ -7,6 +7,7 @@
 //!      └────────────▶ membership ──who is alive──────┘
 //! ```
 
+mod connections;
 mod parts;
 mod watches;
 
@@ -21,6 +22,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 
+use self::connections::ConnectionArgs;
 use self::parts::{Parts, ends, finish};
 use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
@@ -28,9 +30,11 @@ use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
 use crate::datapath::reconciler::{Datapath, Outputs};
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
+use crate::datapath::sweeper::{self, Sweeper};
 use crate::membership::{self, Membership, Timing};
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
+use crate::netlink::ctnetlink::ConntrackError;
 use crate::netlink::links::{self, LinksError};
 use crate::netlink::nf_tables::ConnectionError;
 use crate::runtime::admin::{self, AdminError, Readiness};
@@ -51,6 +55,10 @@ Examples:
   steelyard node --cleanup
       after uninstalling: delete the nf_tables tables that the agent left";
 
+/// What our own metrics begin with.
+const OURS: &str = "steelyard";
+/// What those begin with that dashboards know from kube-proxy.
+const KUBE_PROXYS: &str = "kubeproxy";
 /// The part that writes the `NodeAnnouncement`.
 const WRITER: &str = "writer of the node announcement";
 
@@ -97,6 +105,9 @@ pub struct Node {
     #[arg(long)]
     masquerade_all: bool,
 
+    #[command(flatten)]
+    connections: ConnectionArgs,
+
     /// UDP port on which the agents hear each other; the same on all nodes
     #[arg(long, default_value_t = membership::DEFAULT_PORT, value_name = "PORT")]
     membership_port: u16,
@@ -122,6 +133,9 @@ pub enum NodeError {
     /// The datapath could not start.
     #[error("failed to start the datapath")]
     Datapath(#[source] ApplyError),
+    /// There is no way to the tracked connections.
+    #[error("failed to start following connections")]
+    Sweeper(#[source] ConntrackError),
     /// Changes of our tables by others would go unnoticed.
     #[error("failed to follow the changes of nf_tables")]
     Listener(#[source] ConnectionError),
@@ -162,7 +176,7 @@ impl Node {
             cleanup()?;
         }
         let client = self.cluster.client().await?;
-        let mut registry = Registry::with_prefix("steelyard");
+        let mut registry = Registry::default();
         let readiness = Readiness::default();
         let (trigger, stop) = shutdown();
         let mut parts = Parts::new();
@@ -174,10 +188,13 @@ impl Node {
         watches.nodes.push(node_announcement::owner(name.clone(), reports.clone()));
         match self.datapath {
             DatapathMode::On => {
-                let metrics = datapath::metrics::Metrics::register(&mut registry);
+                let metrics = datapath::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
+                let sweeper = sweeper::Metrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
+                let sweeper = Sweeper::start(sweeper).map_err(NodeError::Sweeper)?;
                 let outputs = Outputs { programmed, problems: reports.reporter("datapath", "programming") };
-                let mut datapath =
-                    Datapath::new(name.clone(), self.settings(), outputs, metrics).map_err(NodeError::Datapath)?;
+                let mut datapath = Datapath::new(name.clone(), self.settings(), outputs, metrics)
+                    .map_err(NodeError::Datapath)?
+                    .with_sweeper(sweeper);
                 let listener = datapath.listen().map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), listener, &mut parts);
                 let stopped = stop.clone();
@@ -188,7 +205,13 @@ impl Node {
         readiness.expect("datapath");
         parts.spawn(ready_once_settled(programmed_here.clone(), readiness.clone(), stop.clone()));
         if self.speaker {
-            let membership = self.start_membership(name.clone(), &mut watches, &mut registry, &mut parts, &stop);
+            let membership = self.start_membership(
+                name.clone(),
+                &mut watches,
+                registry.sub_registry_with_prefix(OURS),
+                &mut parts,
+                &stop,
+            );
             let surroundings = Surroundings {
                 inbox: watches.for_speaker(),
                 links,
@@ -197,7 +220,7 @@ impl Node {
                 readiness: readiness.clone(),
                 reports: reports.clone(),
             };
-            let metrics = speaker::metrics::Metrics::register(&mut registry);
+            let metrics = speaker::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
             let config = speaker::Config::new(name.clone());
             let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
             parts.spawn(ends(speaker, "speaker"));
@@ -224,7 +247,7 @@ impl Node {
     }
 
     fn settings(&self) -> Settings {
-        Settings {
+        let mut settings = Settings {
             detect_local: if self.cluster_cidrs.is_empty() {
                 DetectLocal::NodePrefixes
             } else {
@@ -232,7 +255,10 @@ impl Node {
             },
             masquerade_all: self.masquerade_all,
             node_port_addresses: self.node_port_addresses.clone(),
-        }
+            ..Settings::default()
+        };
+        self.connections.apply(&mut settings);
+        settings
     }
 
     fn start_membership(

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use self::memory::Forgetting;
-use crate::datapath::desired::Update;
-use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
+use crate::datapath::desired::{FrontendKey, Update};
+use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
 use crate::datapath::nft::layout::{TABLE_NAME, table};
@@ -64,6 +64,8 @@ pub struct Report {
     pub forgotten: usize,
     /// The whole table was made anew.
     pub is_rebuilt: bool,
+    /// Frontends that went, also those that a former process left.
+    pub removed: Vec<FrontendKey>,
     /// Entries that are not programmed, with the reason. Each is tried again when it changes or at a resync.
     pub quarantined: BTreeMap<EntryKey, Quarantine>,
 }
@@ -358,7 +360,14 @@ impl Programmer {
         let forgotten = self.forgetting.run(&mut self.connection, &self.belief, &transaction, is_all);
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
         let (deleted, added) = transaction.size();
-        Ok(Report { deleted, added, forgotten, is_rebuilt, quarantined: self.quarantined.clone() })
+        Ok(Report {
+            deleted,
+            added,
+            forgotten,
+            is_rebuilt,
+            removed: removed_frontends(&transaction),
+            quarantined: self.quarantined.clone(),
+        })
     }
 
     fn plan(
@@ -442,6 +451,26 @@ impl Programmer {
         let (transaction, _) = scratch.update(entries, &scope, node, &BTreeSet::new());
         self.connection.check(&write::batch(&transaction, self.options))
     }
+}
+
+/// The frontends that a transaction takes away for good.
+fn removed_frontends(transaction: &Transaction) -> Vec<FrontendKey> {
+    let mut removed = Vec::new();
+    for table in &transaction.tables {
+        let key = |element: &Element| {
+            let (frontend, protocol) = match element.shared_key()? {
+                SharedKey::Frontend(address, protocol) => (Frontend::Address(address), protocol),
+                SharedKey::NodePort(port, protocol) => (Frontend::NodePort(port), protocol),
+                SharedKey::Hairpin(_) => return None,
+            };
+            Some(FrontendKey { family: table.family, protocol, frontend })
+        };
+        let gone: BTreeSet<FrontendKey> = table.deleted.iter().filter_map(key).collect();
+        let back: BTreeSet<FrontendKey> =
+            if gone.is_empty() { BTreeSet::new() } else { table.added.iter().filter_map(key).collect() };
+        removed.extend(gone.difference(&back));
+    }
+    removed
 }
 
 #[cfg(test)]

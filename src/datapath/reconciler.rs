@@ -9,14 +9,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::apply::{ApplyError, Programmer, Quarantine, Report};
+use super::conntrack::ledger::{Ledger, Turn};
 use super::desired::{Conflict, Desired};
 use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
+use super::nft::options::Options;
 use super::plan;
 use super::problems::problems;
 use super::repairs::{Due, Repairs, Retry};
 use super::settings::Settings;
+use super::sweeper::Sweeper;
 use super::watch::Event;
 use crate::model::node::Node;
 use crate::model::programmed::Programmed;
@@ -40,6 +43,8 @@ pub struct Datapath {
     lists: Lists,
     desired: Desired,
     programmer: Programmer,
+    ledger: Ledger,
+    sweeper: Option<Sweeper>,
     outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
     /// [`Desired::disputes`] when the conflicts were last looked at.
@@ -76,14 +81,18 @@ impl Datapath {
     /// # Errors
     /// When there is no way to nf_tables.
     pub fn new(node: NodeName, settings: Settings, outputs: Outputs, metrics: Metrics) -> Result<Self, ApplyError> {
+        let options =
+            Options { reset_mid_stream: settings.reset_gone_endpoints.is_some(), drop_invalid: settings.drop_invalid };
         Ok(Self {
             node,
+            ledger: Ledger::new(settings.reset_gone_endpoints),
+            sweeper: None,
             settings,
             index: Index::default(),
             service_cidrs: BTreeMap::new(),
             lists: Lists::default(),
             desired: Desired::default(),
-            programmer: Programmer::new()?,
+            programmer: Programmer::new()?.with_options(options),
             outputs,
             conflicts: BTreeSet::new(),
             disputes: None,
@@ -93,6 +102,23 @@ impl Datapath {
             intruder: None,
             metrics,
         })
+    }
+
+    /// Has stale connections deleted after each turn.
+    #[must_use]
+    pub fn with_sweeper(mut self, sweeper: Sweeper) -> Self {
+        self.sweeper = Some(sweeper);
+        self
+    }
+
+    /// Tells the sweeper what this turn means for connections.
+    fn sweep(&mut self, turn: Turn, now: Now) -> Next {
+        let Some(sweeper) = &self.sweeper else { return Next::OnEvent };
+        sweeper.hand_over(self.ledger.turn(turn, &self.index, &self.desired, now.monotonic));
+        match self.ledger.due() {
+            Some(due) => Next::After(due.saturating_duration_since(Instant::now())),
+            None => Next::OnEvent,
+        }
     }
 
     /// A listener to what others do to our tables; what it hears is to come back as [`Event::Foreign`].
@@ -257,6 +283,14 @@ impl Component for Datapath {
             }
         };
         let mut update = self.desired.update(&self.index, &self.settings, &changes);
+        let mut turn = Turn {
+            left: self.index.take_left(),
+            is_whole: scope == Scope::Resync || update.is_node_changed,
+            services: changes.services,
+            removed: Vec::new(),
+        };
+        // A Service may gain or lose a frontend by what another one does.
+        turn.services.extend(update.entries.iter().map(|key| key.port.service.clone()));
         if self.retry.is_due(now.monotonic) {
             update.entries.extend(self.quarantined.keys().cloned());
         }
@@ -265,11 +299,12 @@ impl Component for Datapath {
         if scope == Scope::Changed && !is_repair && update.is_empty() {
             let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
             self.metrics.forgotten(forgotten);
-            return Ok(self.next());
+            let next = self.sweep(turn, now);
+            return Ok(sooner(self.next(), next));
         }
         let (entries, node) = (self.desired.entries(), self.desired.node());
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let report = tokio::task::block_in_place(|| match scope {
+        let mut report = tokio::task::block_in_place(|| match scope {
             Scope::Resync => self.programmer.apply(entries, &plan::Scope::All, node),
             Scope::Changed if is_repair => self.programmer.repair(entries, &update.entries, node),
             Scope::Changed => self.programmer.apply(entries, &plan::Scope::Update(update), node),
@@ -279,8 +314,19 @@ impl Component for Datapath {
         }
         self.retry.follow(!report.quarantined.is_empty(), now.monotonic);
         self.publish();
+        turn.removed = std::mem::take(&mut report.removed);
+        turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());
-        Ok(self.next())
+        let next = self.sweep(turn, now);
+        Ok(sooner(self.next(), next))
+    }
+}
+
+/// The earlier of two wishes.
+fn sooner(one: Next, other: Next) -> Next {
+    match (one, other) {
+        (Next::OnEvent, next) | (next, Next::OnEvent) => next,
+        (Next::After(one), Next::After(other)) => Next::After(one.min(other)),
     }
 }
 

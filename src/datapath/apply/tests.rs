@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::datapath::entry::{Frontend, NodePortAddresses, NodePorts, Treatment};
+use crate::datapath::entry::{NodePortAddresses, NodePorts, Treatment};
 use crate::datapath::nft::compose::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};

@@ -3,11 +3,13 @@
 //! The belief is only as good as the last transaction: when one fails it is forgotten, and the next is the whole table.
 //! A turn over everything starts from what was found in the kernel instead, since others may have been there.
 
+mod claims;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use self::claims::Claims;
 use self::undo::Undo;
 use crate::datapath::desired::Update;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
@@ -134,7 +136,7 @@ struct TableBelief {
     /// The elements that each entry wants, in order.
     entries: BTreeMap<EntryKey, Vec<Element>>,
     /// Who wants an element that others may want too. The kernel has that of the first.
-    claims: BTreeMap<SharedKey, BTreeMap<EntryKey, Element>>,
+    claims: BTreeMap<SharedKey, Claims>,
     node: BTreeSet<Element>,
     /// What the kernel was found to have, until the next turn.
     found: Option<Found>,
@@ -399,13 +401,11 @@ impl TableBelief {
             let claims = self.claims.entry(shared).or_default();
             match change {
                 Change::Added(_) => {
-                    claims.insert(key.clone(), element);
+                    claims.insert(key, element);
                 }
                 // A changed value was perhaps added before.
                 Change::Deleted(_) => {
-                    if claims.get(key) == Some(&element) {
-                        claims.remove(key);
-                    }
+                    claims.remove(key, &element);
                     if claims.is_empty() {
                         self.claims.remove(&shared);
                     }
@@ -415,7 +415,7 @@ impl TableBelief {
     }
 
     fn effective(&self, shared: SharedKey) -> Option<Element> {
-        self.claims.get(&shared)?.values().next().copied()
+        self.claims.get(&shared)?.first()
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::TableBelief;
+use super::claims::Claims;
 use crate::datapath::entry::EntryKey;
 use crate::datapath::nft::classes::Classes;
 use crate::datapath::nft::elements::{Element, SharedKey};
@@ -15,7 +16,7 @@ pub(super) struct Undo {
     classes: Classes,
     entries: Vec<(EntryKey, Vec<Element>)>,
     ids: Vec<(EntryKey, PolicyIds)>,
-    claims: BTreeMap<SharedKey, Option<BTreeMap<EntryKey, Element>>>,
+    claims: BTreeMap<SharedKey, Option<Claims>>,
     /// The elements of the node as a whole.
     node: Option<BTreeSet<Element>>,
     /// Elements of the node one by one, and whether they were there.
@@ -32,7 +33,7 @@ impl Undo {
         self.ids.push((key.clone(), ids));
     }
 
-    pub(super) fn claims(&mut self, key: SharedKey, claims: Option<&BTreeMap<EntryKey, Element>>) {
+    pub(super) fn claims(&mut self, key: SharedKey, claims: Option<&Claims>) {
         self.claims.entry(key).or_insert_with(|| claims.cloned());
     }
 

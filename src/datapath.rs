@@ -15,4 +15,5 @@ pub mod reconciler;
 pub mod repairs;
 pub mod settings;
 pub mod simulate;
+pub mod sweeper;
 pub mod watch;

@@ -1,5 +1,5 @@
 //! What all components share and what does I/O: the reconcile loop, watches, the lease, the admin server, telemetry,
-//! shutdown.
+//! shutdown, settings of the kernel.
 
 pub mod admin;
 pub mod lease;
@@ -8,5 +8,6 @@ pub mod node_report;
 pub mod observed;
 pub mod reconcile;
 pub mod shutdown;
+pub mod sysctls;
 pub mod telemetry;
 pub mod watch;

@@ -7,11 +7,13 @@
 //!      └────────────▶ membership ──who is alive──────┘
 //! ```
 
+mod connections;
 mod parts;
 mod watches;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{ArgAction, ValueEnum};
 use ipnet::IpNet;
@@ -20,6 +22,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 
+use self::connections::ConnectionArgs;
 use self::parts::{Parts, ends, finish};
 use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
@@ -27,9 +30,11 @@ use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
 use crate::datapath::reconciler::{Datapath, Outputs};
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
+use crate::datapath::sweeper::{self, Sweeper};
 use crate::membership::{self, Membership, Timing};
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
+use crate::netlink::ctnetlink::ConntrackError;
 use crate::netlink::links::{self, LinksError};
 use crate::netlink::nf_tables::ConnectionError;
 use crate::runtime::admin::{self, AdminError, Readiness};
@@ -50,8 +55,15 @@ Examples:
   steelyard node --cleanup
       after uninstalling: delete the nf_tables tables that the agent left";
 
+/// What our own metrics begin with.
+const OURS: &str = "steelyard";
+/// What those begin with that dashboards know from kube-proxy.
+const KUBE_PROXYS: &str = "kubeproxy";
 /// The part that writes the `NodeAnnouncement`.
 const WRITER: &str = "writer of the node announcement";
+
+/// An agent at work has put its tables right by then.
+const REPAIRED_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whether this agent forwards Service traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -93,6 +105,9 @@ pub struct Node {
     #[arg(long)]
     masquerade_all: bool,
 
+    #[command(flatten)]
+    connections: ConnectionArgs,
+
     /// UDP port on which the agents hear each other; the same on all nodes
     #[arg(long, default_value_t = membership::DEFAULT_PORT, value_name = "PORT")]
     membership_port: u16,
@@ -118,12 +133,18 @@ pub enum NodeError {
     /// The datapath could not start.
     #[error("failed to start the datapath")]
     Datapath(#[source] ApplyError),
+    /// There is no way to the tracked connections.
+    #[error("failed to start following connections")]
+    Sweeper(#[source] ConntrackError),
     /// Changes of our tables by others would go unnoticed.
     #[error("failed to follow the changes of nf_tables")]
     Listener(#[source] ConnectionError),
     /// Rules of an earlier run would go on forwarding to endpoints of then.
     #[error("failed to remove the datapath of an earlier run")]
     Cleanup(#[source] ApplyError),
+    /// What was deleted is back.
+    #[error("an agent runs on this machine and has made its nf_tables tables again: stop it first")]
+    StillRunning,
     /// There is nobody to announce or forward for.
     #[error("--node-name is missing")]
     NoNodeName,
@@ -148,14 +169,14 @@ impl Node {
     /// When the agent cannot start, or a part ends unasked.
     pub async fn run(self) -> Result<(), NodeError> {
         if self.cleanup {
-            return cleanup();
+            return cleanup_for_good().await;
         }
         let name = self.node_name.as_deref().map(NodeName::new).ok_or(NodeError::NoNodeName)?;
         if self.datapath == DatapathMode::Off {
             cleanup()?;
         }
         let client = self.cluster.client().await?;
-        let mut registry = Registry::with_prefix("steelyard");
+        let mut registry = Registry::default();
         let readiness = Readiness::default();
         let (trigger, stop) = shutdown();
         let mut parts = Parts::new();
@@ -167,10 +188,13 @@ impl Node {
         watches.nodes.push(node_announcement::owner(name.clone(), reports.clone()));
         match self.datapath {
             DatapathMode::On => {
-                let metrics = datapath::metrics::Metrics::register(&mut registry);
+                let metrics = datapath::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
+                let sweeper = sweeper::Metrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
+                let sweeper = Sweeper::start(sweeper).map_err(NodeError::Sweeper)?;
                 let outputs = Outputs { programmed, problems: reports.reporter("datapath", "programming") };
-                let mut datapath =
-                    Datapath::new(name.clone(), self.settings(), outputs, metrics).map_err(NodeError::Datapath)?;
+                let mut datapath = Datapath::new(name.clone(), self.settings(), outputs, metrics)
+                    .map_err(NodeError::Datapath)?
+                    .with_sweeper(sweeper);
                 let listener = datapath.listen().map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), listener, &mut parts);
                 let stopped = stop.clone();
@@ -181,7 +205,13 @@ impl Node {
         readiness.expect("datapath");
         parts.spawn(ready_once_settled(programmed_here.clone(), readiness.clone(), stop.clone()));
         if self.speaker {
-            let membership = self.start_membership(name.clone(), &mut watches, &mut registry, &mut parts, &stop);
+            let membership = self.start_membership(
+                name.clone(),
+                &mut watches,
+                registry.sub_registry_with_prefix(OURS),
+                &mut parts,
+                &stop,
+            );
             let surroundings = Surroundings {
                 inbox: watches.for_speaker(),
                 links,
@@ -190,7 +220,7 @@ impl Node {
                 readiness: readiness.clone(),
                 reports: reports.clone(),
             };
-            let metrics = speaker::metrics::Metrics::register(&mut registry);
+            let metrics = speaker::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
             let config = speaker::Config::new(name.clone());
             let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
             parts.spawn(ends(speaker, "speaker"));
@@ -217,7 +247,7 @@ impl Node {
     }
 
     fn settings(&self) -> Settings {
-        Settings {
+        let mut settings = Settings {
             detect_local: if self.cluster_cidrs.is_empty() {
                 DetectLocal::NodePrefixes
             } else {
@@ -225,7 +255,10 @@ impl Node {
             },
             masquerade_all: self.masquerade_all,
             node_port_addresses: self.node_port_addresses.clone(),
-        }
+            ..Settings::default()
+        };
+        self.connections.apply(&mut settings);
+        settings
     }
 
     fn start_membership(
@@ -243,6 +276,14 @@ impl Node {
         parts.spawn(async move { task.await.map(|()| "membership").map_err(Into::into) });
         membership
     }
+}
+
+/// Deletes our tables, and looks whether they stay away: an agent that runs makes them again at once.
+async fn cleanup_for_good() -> Result<(), NodeError> {
+    cleanup()?;
+    tokio::time::sleep(REPAIRED_WITHIN).await;
+    let back = Programmer::new().and_then(|mut programmer| programmer.tables()).map_err(NodeError::Cleanup)?;
+    if back.is_empty() { Ok(()) } else { Err(NodeError::StillRunning) }
 }
 
 /// Deletes our tables, so that nothing goes on forwarding as it was when they were last written.

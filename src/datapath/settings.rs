@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -26,6 +27,10 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// Where NodePorts answer; an empty list means `primary`.
     pub node_port_addresses: Vec<NodePortSelector>,
+    /// How long an endpoint may be in no slice before TCP connections to it are reset; without one they never are.
+    pub reset_gone_endpoints: Option<Duration>,
+    /// Drop forwarded packets from and to pods that connection tracking calls invalid.
+    pub drop_invalid: bool,
 }
 
 /// How the datapath tells which packets come from pods: kube-proxy's `detectLocalMode`.

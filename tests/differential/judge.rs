@@ -133,7 +133,9 @@ impl<'a> Case<'a> {
 /// Clients that were led to more than one endpoint of a Service port with affinity, whichever of its frontends they
 /// dialled. Where they may use one set of endpoints here and another there, the memory of one need not do for the other.
 pub fn unsteady(cases: &[Case<'_>]) -> Vec<String> {
-    let mut seen: BTreeMap<(EntryKey, IpAddr), (BTreeSet<Vec<SocketAddr>>, BTreeSet<SocketAddr>)> = BTreeMap::new();
+    // By client: the sets that it could choose from, and what it met.
+    type Met = (BTreeSet<Vec<SocketAddr>>, BTreeSet<SocketAddr>);
+    let mut seen: BTreeMap<(EntryKey, IpAddr), Met> = BTreeMap::new();
     for case in cases {
         let Some((_, entry)) = case.dialled() else { continue };
         let (true, Expect::Dnat { endpoints: all, .. }, Ok(Expect::Dnat { endpoints, .. })) =

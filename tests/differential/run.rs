@@ -74,10 +74,10 @@ impl Run {
         if only != "random" {
             self.tables();
         }
-        if only != "tables" {
-            if let Err(error) = random::run(&mut self) {
-                self.tally.fail("random objects", error);
-            }
+        if only != "tables"
+            && let Err(error) = random::run(&mut self)
+        {
+            self.tally.fail("random objects", error);
         }
         for (title, count) in &self.deliberate {
             say(&format!("deliberate, {count} times: {title}"));

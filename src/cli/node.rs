@@ -12,6 +12,7 @@ mod parts;
 mod watches;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{ArgAction, ValueEnum};
@@ -25,6 +26,7 @@ use self::connections::ConnectionArgs;
 use self::parts::{Parts, ends, finish};
 use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
+use super::prepare::put_back;
 use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
 use crate::datapath::reconciler::{Datapath, Outputs};
@@ -41,6 +43,7 @@ use crate::runtime::node_announcement;
 use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, shutdown};
+use crate::runtime::sysctls::{self, SysctlsError};
 use crate::speaker::{self, Surroundings};
 
 const EXAMPLES: &str = "\
@@ -52,7 +55,7 @@ Examples:
   steelyard node --cluster-cidr 10.244.0.0/16 --cluster-cidr fd00:10:244::/56
       tell pods of all nodes from other clients, not only this node's
   steelyard node --cleanup
-      after uninstalling: delete the nf_tables tables that the agent left";
+      after uninstalling: delete the nf_tables tables that the agent left, put the kernel's settings back";
 
 /// What our own metrics begin with.
 const OURS: &str = "steelyard";
@@ -112,7 +115,11 @@ pub struct Node {
     #[arg(long, default_value = "[::]:9791", value_name = "ADDRESS:PORT")]
     admin_address: SocketAddr,
 
-    /// Delete our nf_tables tables on this machine and exit; needs no API server
+    /// Where `steelyard prepare` wrote down the settings that were there before; for `--cleanup`
+    #[arg(long, default_value = sysctls::STATE_FILE, value_name = "FILE")]
+    state_file: PathBuf,
+
+    /// Delete our nf_tables tables on this machine, put its settings back and exit; needs no API server
     #[arg(long)]
     cleanup: bool,
 }
@@ -138,6 +145,9 @@ pub enum NodeError {
     /// Rules of an earlier run would go on forwarding to endpoints of then.
     #[error("failed to remove the datapath of an earlier run")]
     Cleanup(#[source] ApplyError),
+    /// Settings of the kernel may not be what they were.
+    #[error("failed to put back the kernel's settings")]
+    Sysctls(#[from] SysctlsError),
     /// There is nobody to announce or forward for.
     #[error("--node-name is missing")]
     NoNodeName,
@@ -162,7 +172,8 @@ impl Node {
     /// When the agent cannot start, or a part ends unasked.
     pub async fn run(self) -> Result<(), NodeError> {
         if self.cleanup {
-            return cleanup();
+            cleanup()?;
+            return Ok(put_back(&self.state_file)?);
         }
         let name = self.node_name.as_deref().map(NodeName::new).ok_or(NodeError::NoNodeName)?;
         if self.datapath == DatapathMode::Off {

@@ -74,6 +74,7 @@ conformance: ## Judge by the upstream e2e suite, write docs/conformance.md (PROX
 .PHONY: bench
 bench: setup ## Run the benches.
 	cargo bench --locked --bench datapath
+	cargo bench --locked --bench affinity
 
 .PHONY: image
 image: ## Make our container image; prints where the archive is.

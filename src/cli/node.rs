@@ -14,6 +14,7 @@ mod watches;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{ArgAction, ValueEnum};
 use ipnet::IpNet;
@@ -63,6 +64,9 @@ const OURS: &str = "steelyard";
 const KUBE_PROXYS: &str = "kubeproxy";
 /// The part that writes the `NodeAnnouncement`.
 const WRITER: &str = "writer of the node announcement";
+
+/// An agent at work has put its tables right by then.
+const REPAIRED_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whether this agent forwards Service traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -148,6 +152,9 @@ pub enum NodeError {
     /// Settings of the kernel may not be what they were.
     #[error("failed to put back the kernel's settings")]
     Sysctls(#[from] SysctlsError),
+    /// What was deleted is back.
+    #[error("an agent runs on this machine and has made its nf_tables tables again: stop it first")]
+    StillRunning,
     /// There is nobody to announce or forward for.
     #[error("--node-name is missing")]
     NoNodeName,
@@ -172,7 +179,7 @@ impl Node {
     /// When the agent cannot start, or a part ends unasked.
     pub async fn run(self) -> Result<(), NodeError> {
         if self.cleanup {
-            cleanup()?;
+            cleanup_for_good().await?;
             return Ok(put_back(&self.state_file)?);
         }
         let name = self.node_name.as_deref().map(NodeName::new).ok_or(NodeError::NoNodeName)?;
@@ -280,6 +287,14 @@ impl Node {
         parts.spawn(async move { task.await.map(|()| "membership").map_err(Into::into) });
         membership
     }
+}
+
+/// Deletes our tables, and looks whether they stay away: an agent that runs makes them again at once.
+async fn cleanup_for_good() -> Result<(), NodeError> {
+    cleanup()?;
+    tokio::time::sleep(REPAIRED_WITHIN).await;
+    let back = Programmer::new().and_then(|mut programmer| programmer.tables()).map_err(NodeError::Cleanup)?;
+    if back.is_empty() { Ok(()) } else { Err(NodeError::StillRunning) }
 }
 
 /// Deletes our tables, so that nothing goes on forwarding as it was when they were last written.

@@ -17,7 +17,7 @@ use super::metrics::Metrics;
 use super::nft::options::Options;
 use super::plan;
 use super::problems::problems;
-use super::repairs::{Due, Repairs};
+use super::repairs::{Due, Repairs, Retry};
 use super::settings::Settings;
 use super::sweeper::Sweeper;
 use super::watch::Event;
@@ -47,7 +47,10 @@ pub struct Datapath {
     sweeper: Option<Sweeper>,
     outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
+    /// [`Desired::disputes`] when the conflicts were last looked at.
+    disputes: Option<u64>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    retry: Retry,
     repairs: Repairs,
     /// Who touched our tables since the last repair, as far as known.
     intruder: Option<Foreign>,
@@ -92,7 +95,9 @@ impl Datapath {
             programmer: Programmer::new()?.with_options(options),
             outputs,
             conflicts: BTreeSet::new(),
+            disputes: None,
             quarantined: BTreeMap::new(),
+            retry: Retry::default(),
             repairs: Repairs::default(),
             intruder: None,
             metrics,
@@ -145,22 +150,25 @@ impl Datapath {
     /// Tells the others what is in the kernel now.
     fn publish(&self) {
         self.outputs.programmed.send_if_modified(|known| {
-            let now = Programmed::These(self.programmer.programmed_addresses().collect());
+            // Nobody announces a cluster IP.
+            let now = Programmed::These(self.programmer.external_addresses().clone());
             let is_new = **known != now;
             *known = Arc::new(now);
             is_new
         });
     }
 
-    /// When to look again though nothing is seen: for a repair that has to wait, and for what packets may have left.
-    fn next(&self, due: Due) -> Next {
+    /// When a turn is due though nothing else happens.
+    fn next(&self) -> Next {
+        let now = Instant::now();
+        let repair = match self.repairs.due(now) {
+            Due::No => None,
+            Due::Now => Some(Duration::ZERO),
+            Due::After(pause) => Some(pause),
+        };
         let settle = self.programmer.is_unsettled().then_some(SETTLE);
-        match (due, settle) {
-            (Due::Now, _) => Next::After(Duration::ZERO),
-            (Due::After(pause), Some(settle)) => Next::After(pause.min(settle)),
-            (Due::After(pause), None) | (Due::No, Some(pause)) => Next::After(pause),
-            (Due::No, None) => Next::OnEvent,
-        }
+        let pauses = [repair, self.retry.pause(now), settle];
+        pauses.into_iter().flatten().min().map_or(Next::OnEvent, Next::After)
     }
 
     /// Says what others did, now that it is undone.
@@ -195,21 +203,29 @@ impl Datapath {
                 "programmed"
             );
         }
-        let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
-        for conflict in conflicts.difference(&self.conflicts) {
-            tracing::warn!(%conflict, "two Services want one frontend");
+        let is_disputed = self.disputes != Some(self.desired.disputes());
+        if is_disputed {
+            self.follow_conflicts();
         }
-        self.metrics.contested(conflicts.len());
-        if conflicts != self.conflicts || report.quarantined != self.quarantined {
-            self.outputs.problems.report(problems(&conflicts, &report.quarantined));
+        if is_disputed || report.quarantined != self.quarantined {
+            self.outputs.problems.report(problems(&self.conflicts, &report.quarantined));
         }
-        self.conflicts = conflicts;
         for (key, reason) in &report.quarantined {
             if self.quarantined.get(key) != Some(reason) {
                 tracing::error!(entry = %key.port, family = %key.family, %reason, "a Service port is not programmed");
             }
         }
         self.quarantined = report.quarantined;
+    }
+
+    fn follow_conflicts(&mut self) {
+        let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
+        for conflict in conflicts.difference(&self.conflicts) {
+            tracing::warn!(%conflict, "two Services want one frontend");
+        }
+        self.metrics.contested(conflicts.len());
+        self.conflicts = conflicts;
+        self.disputes = Some(self.desired.disputes());
     }
 }
 
@@ -266,7 +282,10 @@ impl Component for Datapath {
                 everything
             }
         };
-        let update = self.desired.update(&self.index, &self.settings, &changes);
+        let mut update = self.desired.update(&self.index, &self.settings, &changes);
+        if self.retry.is_due(now.monotonic) {
+            update.entries.extend(self.quarantined.keys().cloned());
+        }
         let mut turn = Turn {
             left: self.index.take_left(),
             is_whole: scope == Scope::Resync || update.is_node_changed,
@@ -276,30 +295,30 @@ impl Component for Datapath {
         // A Service may gain or lose a frontend by what another one does.
         turn.services.extend(update.entries.iter().map(|key| key.port.service.clone()));
         let due = self.repairs.due(now.monotonic);
-        let plan_scope = match (scope, due) {
-            (Scope::Resync, _) | (Scope::Changed, Due::Now) => plan::Scope::All,
-            (Scope::Changed, Due::No | Due::After(_)) if update.is_empty() => {
-                let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
-                self.metrics.forgotten(forgotten);
-                let next = self.sweep(turn, now);
-                return Ok(sooner(self.next(due), next));
-            }
-            (Scope::Changed, Due::No | Due::After(_)) => plan::Scope::Keys(update.entries),
-        };
-        let is_whole = plan_scope == plan::Scope::All;
+        let is_repair = scope == Scope::Changed && due == Due::Now;
+        if scope == Scope::Changed && !is_repair && update.is_empty() {
+            let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
+            self.metrics.forgotten(forgotten);
+            let next = self.sweep(turn, now);
+            return Ok(sooner(self.next(), next));
+        }
+        let (entries, node) = (self.desired.entries(), self.desired.node());
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let mut report = tokio::task::block_in_place(|| {
-            self.programmer.apply(self.desired.entries(), &plan_scope, self.desired.node())
+        let mut report = tokio::task::block_in_place(|| match scope {
+            Scope::Resync => self.programmer.apply(entries, &plan::Scope::All, node),
+            Scope::Changed if is_repair => self.programmer.repair(entries, &update.entries, node),
+            Scope::Changed => self.programmer.apply(entries, &plan::Scope::Update(update), node),
         })?;
-        if is_whole {
+        if is_repair || scope == Scope::Resync {
             self.repaired(&report, now.monotonic);
         }
+        self.retry.follow(!report.quarantined.is_empty(), now.monotonic);
         self.publish();
         turn.removed = std::mem::take(&mut report.removed);
         turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());
         let next = self.sweep(turn, now);
-        Ok(sooner(self.next(self.repairs.due(Instant::now())), next))
+        Ok(sooner(self.next(), next))
     }
 }
 

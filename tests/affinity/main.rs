@@ -174,6 +174,22 @@ fn what_packets_left_behind_during_a_change_is_cleared_away_after_it() {
 }
 
 #[test]
+fn a_table_that_others_deleted_leaves_nothing_to_clear_away() {
+    in_both_families("flushed", |world, places| {
+        let key = places.key("web", Protocol::Tcp);
+        let mut entries = at_cluster_ip(places, Protocol::Tcp, TIMEOUT);
+        world.program(&entries, &Scope::All);
+        pins(world, places.cluster_ip(80), places, 3);
+        world.change(&mut entries, &key, |entry| entry.cluster = places.endpoints(1..=3));
+        world.nft(&["flush", "ruleset"], "");
+        assert_eq!(world.programmer.settle(), 0);
+        assert!(!world.programmer.is_unsettled());
+        assert!(world.program(&entries, &Scope::All).is_rebuilt);
+        assert_eq!(world.connect_often(9, places.client(1), places.cluster_ip(80), Protocol::Tcp).len(), 1);
+    });
+}
+
+#[test]
 fn another_timeout_and_the_end_of_affinity_drop_the_memory() {
     in_both_families("changes", |world, places| {
         let key = places.key("web", Protocol::Tcp);

@@ -24,7 +24,7 @@ use steelyard::names::{PortName, ServiceKey, ServicePortKey};
 
 use crate::namespace::{Namespace, run_program};
 use crate::sockets::{Link, Own};
-use crate::wire::{self, Seen};
+use crate::wire::{self, Seen, Sight};
 
 const OUT_NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PODS_NODE: [u8; 6] = [2, 0, 0, 0, 1, 1];
@@ -235,7 +235,7 @@ impl World {
         let limit = Instant::now() + Duration::from_millis(patience);
         let mut found = None;
         while found.is_none() && Instant::now() < limit {
-            let mut take = |seen: crate::wire::Sight| match seen.unwrap() {
+            let mut take = |seen: Sight| match seen.unwrap() {
                 Seen::Packet { tag, destination, .. } if tag == self.last_tag => found = Some(destination),
                 Seen::Error { tag, .. } if tag == self.last_tag => panic!("{from} to {to}: refused"),
                 Seen::Packet { .. } | Seen::Error { .. } => {}
@@ -248,6 +248,32 @@ impl World {
             }
         }
         found
+    }
+
+    /// Sends what a client would.
+    pub fn send_from_outside(&self, packet: &[u8]) {
+        self.outside.send(packet).unwrap();
+    }
+
+    /// Throws away what has come.
+    pub fn discard(&self) {
+        for link in [&self.outside, &self.pods] {
+            link.receive(&mut |_| {}).unwrap();
+        }
+    }
+
+    /// How many connections the node knows.
+    pub fn connections(&self) -> usize {
+        let count = self.node.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"));
+        count.unwrap().trim().parse().unwrap()
+    }
+
+    /// Makes the node forget all connections.
+    pub fn forget_connections(&self) {
+        // Without a connection there is none to delete, and the program says so.
+        if self.connections() > 0 {
+            self.node.run(|| run_program("conntrack", &["-F"], "")).unwrap();
+        }
     }
 
     /// Waits until something holds.

@@ -1,7 +1,7 @@
 //! Where the agent differs from kube-proxy on purpose. Each has its row in the table of `docs/datapath.md`; whatever else
 //! differs is a bug.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use steelyard::datapath::desired::FrontendKey;
@@ -36,6 +36,12 @@ pub const DONE_OTHERWISE: &[Deliberate] = &[
     Deliberate { title: "one address in two slices that contradict each other", explains: is_contradictory },
 ];
 
+/// Where the agent does not do all that kube-proxy does.
+pub const HALF_REMEMBERED: Deliberate = Deliberate {
+    title: "session affinity in IPv6 where endpoints have different port numbers",
+    explains: is_half_remembered,
+};
+
 /// The documentation that lists them.
 const DOCUMENTATION: &str = include_str!("../../docs/datapath.md");
 
@@ -46,8 +52,21 @@ pub fn of(case: &Case<'_>, known: &'static [Deliberate]) -> Option<&'static Deli
 
 /// Those of which the documentation says nothing.
 pub fn undocumented() -> impl Iterator<Item = &'static str> {
-    let all = READ_OTHERWISE.iter().chain(DONE_OTHERWISE);
+    let all = READ_OTHERWISE.iter().chain(DONE_OTHERWISE).chain([&HALF_REMEMBERED]);
     all.map(|known| known.title).filter(|title| !DOCUMENTATION.contains(&format!("\n| {title} |")))
+}
+
+/// The memory of IPv6 has no room for a port: clients of endpoints with the most common one are remembered.
+pub fn is_half_remembered(case: &Case<'_>) -> bool {
+    let Some((_, entry)) = case.dialled().filter(|(_, entry)| entry.family == Family::V6) else { return false };
+    let Some(entry) = case.views.ours.desired.entries().get(entry) else { return false };
+    let endpoints = |target: &Target| match target {
+        Target::Endpoints(endpoints) => endpoints.clone(),
+        Target::Drop | Target::Reject => BTreeSet::new(),
+    };
+    let ports: BTreeSet<u16> =
+        endpoints(&entry.cluster).iter().chain(&endpoints(&entry.local)).map(SocketAddr::port).collect();
+    entry.affinity.is_some() && ports.len() > 1
 }
 
 /// kube-proxy leaves a family open for which no range is given.

@@ -1,7 +1,7 @@
 //! Holds both kernels to each other and ours to `simulate`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use steelyard::datapath::entry::{EntryKey, Frontend};
 use steelyard::datapath::simulate::{Packet, Step, Trace};
@@ -22,6 +22,8 @@ enum Affinity {
     None,
     /// One.
     Pinned,
+    /// Some.
+    Some,
 }
 
 /// What became of one flow, by all three.
@@ -73,6 +75,7 @@ impl<'a> Case<'a> {
                 let are_endpoints_right = match affinity {
                     Affinity::None => endpoints == all,
                     Affinity::Pinned => endpoints.is_subset(all) && endpoints.len() == 1,
+                    Affinity::Some => endpoints.is_subset(all),
                 };
                 are_endpoints_right && masqueraded.iter().filter(is_elsewhere).eq(wanted)
             }
@@ -96,8 +99,11 @@ impl<'a> Case<'a> {
     }
 
     pub fn judge(&self, both: &Both) -> Judgement {
-        let has_affinity = |trace: &Trace| trace.steps.iter().any(|step| matches!(step, Step::Affinity { .. }));
-        let affinity = if has_affinity(&self.trace) { Affinity::Pinned } else { Affinity::None };
+        let affinity = match (has_affinity(&self.trace), deliberate::is_half_remembered(self)) {
+            (true, true) => Affinity::Some,
+            (true, false) => Affinity::Pinned,
+            (false, _) => Affinity::None,
+        };
         match &self.ours {
             Ok(ours) if self.is_as_simulated(ours, &self.simulated, affinity) => {}
             Ok(_) => return Judgement::Wrong("our kernel does not do what simulate says".to_owned()),
@@ -111,6 +117,7 @@ impl<'a> Case<'a> {
         let is_foreseen =
             self.theirs.as_ref().is_ok_and(|theirs| self.is_as_simulated(theirs, &self.simulated_theirs, affinity));
         let known = match (is_foreseen, self.simulated == self.simulated_theirs) {
+            (true, true) if affinity == Affinity::Some => Some(&deliberate::HALF_REMEMBERED),
             (true, true) if self.agree_about_own_endpoints() => return Judgement::Same,
             // Where it reads objects otherwise, and does what follows from that.
             (true, false) => deliberate::of(self, deliberate::READ_OTHERWISE),
@@ -121,6 +128,33 @@ impl<'a> Case<'a> {
             None => Judgement::Wrong("kube-proxy does something else".to_owned()),
         }
     }
+}
+
+/// Clients that were led to more than one endpoint of a Service port with affinity, whichever of its frontends they
+/// dialled. Where they may use one set of endpoints here and another there, the memory of one need not do for the other.
+pub fn unsteady(cases: &[Case<'_>]) -> Vec<String> {
+    let mut seen: BTreeMap<(EntryKey, IpAddr), (BTreeSet<Vec<SocketAddr>>, BTreeSet<SocketAddr>)> = BTreeMap::new();
+    for case in cases {
+        let Some((_, entry)) = case.dialled() else { continue };
+        let (true, Expect::Dnat { endpoints: all, .. }, Ok(Expect::Dnat { endpoints, .. })) =
+            (has_affinity(&case.trace), &case.simulated, &case.ours)
+        else {
+            continue;
+        };
+        let (sets, met) = seen.entry((entry.clone(), case.packet.source)).or_default();
+        if !deliberate::is_half_remembered(case) {
+            sets.insert(all.iter().copied().collect());
+            met.extend(endpoints);
+        }
+    }
+    seen.into_iter()
+        .filter(|(_, (sets, met))| sets.len() == 1 && met.len() > 1)
+        .map(|((entry, client), (_, met))| format!("{client} was led to all of {met:?} of {}", entry.port))
+        .collect()
+}
+
+fn has_affinity(trace: &Trace) -> bool {
+    trace.steps.iter().any(|step| matches!(step, Step::Affinity { .. }))
 }
 
 /// The frontend that a packet met.

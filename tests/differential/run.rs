@@ -15,7 +15,7 @@ use crate::arena::{Arena, Programs, Site};
 use crate::cluster::{Cluster, Objects};
 use crate::deliberate;
 use crate::flows::tally::Tally;
-use crate::judge::{Case, Judgement};
+use crate::judge::{self, Case, Judgement};
 use crate::proxies;
 use crate::stage::namespace::{self, Namespace};
 use crate::{random, report, tables};
@@ -176,9 +176,13 @@ impl Run {
         let arena = self.arena.as_ref().ok_or("no nodes are there")?;
         let outcomes = arena.send(expected, packets)?;
         let mut wrong = Vec::new();
-        for ((name, packet), both) in names.into_iter().zip(packets).zip(&outcomes) {
+        let cases: Vec<Case<'_>> =
+            packets.iter().zip(&outcomes).map(|(packet, both)| Case::new(expected, *packet, both)).collect();
+        for problem in judge::unsteady(&cases) {
+            self.tally.fail("session affinity", problem);
+        }
+        for ((name, case), both) in names.into_iter().zip(cases).zip(&outcomes) {
             self.packets += both.ours.len();
-            let case = Case::new(expected, *packet, both);
             match case.judge(both) {
                 Judgement::Same => self.tally.record(&name, Ok(())),
                 Judgement::Deliberate(known) => {
@@ -199,7 +203,7 @@ impl Run {
                 self.tally.fail(&name, report::tell(&reason, &case, arena, &listed));
                 alone.push((name, case.packet, report::concerned(&case)));
             } else {
-                let shown = [crate::judge::show(&case.ours), crate::judge::show(&case.theirs)];
+                let shown = [judge::show(&case.ours), judge::show(&case.theirs)];
                 self.tally.fail(
                     &name,
                     format_args!("{reason}: simulate {}, ours {}, theirs {}", case.simulated, shown[0], shown[1]),
@@ -228,7 +232,7 @@ impl Run {
         let case = Case::new(&expected, packet, both);
         Ok(match case.judge(both) {
             Judgement::Wrong(reason) => {
-                let [ours, theirs] = [&case.ours, &case.theirs].map(crate::judge::show);
+                let [ours, theirs] = [&case.ours, &case.theirs].map(judge::show);
                 format!("the objects above alone bring it about: {reason} (ours {ours}, theirs {theirs})")
             }
             Judgement::Same | Judgement::Deliberate(_) => {

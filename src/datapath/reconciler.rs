@@ -283,9 +283,6 @@ impl Component for Datapath {
             }
         };
         let mut update = self.desired.update(&self.index, &self.settings, &changes);
-        if self.retry.is_due(now.monotonic) {
-            update.entries.extend(self.quarantined.keys().cloned());
-        }
         let mut turn = Turn {
             left: self.index.take_left(),
             is_whole: scope == Scope::Resync || update.is_node_changed,
@@ -294,6 +291,9 @@ impl Component for Datapath {
         };
         // A Service may gain or lose a frontend by what another one does.
         turn.services.extend(update.entries.iter().map(|key| key.port.service.clone()));
+        if self.retry.is_due(now.monotonic) {
+            update.entries.extend(self.quarantined.keys().cloned());
+        }
         let due = self.repairs.due(now.monotonic);
         let is_repair = scope == Scope::Changed && due == Due::Now;
         if scope == Scope::Changed && !is_repair && update.is_empty() {

@@ -13,6 +13,7 @@ mod servers;
 mod watches;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use self::connections::ConnectionArgs;
 use self::parts::{Parts, ends, finish};
 use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
+use super::prepare::put_back;
 use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
 use crate::datapath::health_check::proxy;
@@ -46,6 +48,7 @@ use crate::runtime::node_announcement;
 use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, shutdown};
+use crate::runtime::sysctls::{self, SysctlsError};
 use crate::speaker::{self, Surroundings};
 
 const EXAMPLES: &str = "\
@@ -57,7 +60,7 @@ Examples:
   steelyard node --cluster-cidr 10.244.0.0/16 --cluster-cidr fd00:10:244::/56
       tell pods of all nodes from other clients, not only this node's
   steelyard node --cleanup
-      after uninstalling: delete the nf_tables tables that the agent left";
+      after uninstalling: delete the nf_tables tables that the agent left, put the kernel's settings back";
 
 /// What our own metrics begin with.
 const OURS: &str = "steelyard";
@@ -129,7 +132,11 @@ pub struct Node {
     #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDRESS:PORT")]
     status_address: SocketAddr,
 
-    /// Delete our nf_tables tables on this machine and exit; needs no API server
+    /// Where `steelyard prepare` wrote down the settings that were there before; for `--cleanup`
+    #[arg(long, default_value = sysctls::STATE_FILE, value_name = "FILE")]
+    state_file: PathBuf,
+
+    /// Delete our nf_tables tables on this machine, put its settings back and exit; needs no API server
     #[arg(long)]
     cleanup: bool,
 }
@@ -155,6 +162,9 @@ pub enum NodeError {
     /// Rules of an earlier run would go on forwarding to endpoints of then.
     #[error("failed to remove the datapath of an earlier run")]
     Cleanup(#[source] ApplyError),
+    /// Settings of the kernel may not be what they were.
+    #[error("failed to put back the kernel's settings")]
+    Sysctls(#[from] SysctlsError),
     /// What was deleted is back.
     #[error("an agent runs on this machine and has made its nf_tables tables again: stop it first")]
     StillRunning,
@@ -182,7 +192,8 @@ impl Node {
     /// When the agent cannot start, or a part ends unasked.
     pub async fn run(self) -> Result<(), NodeError> {
         if self.cleanup {
-            return cleanup_for_good().await;
+            cleanup_for_good().await?;
+            return Ok(put_back(&self.state_file)?);
         }
         let name = self.node_name.as_deref().map(NodeName::new).ok_or(NodeError::NoNodeName)?;
         if self.datapath == DatapathMode::Off {

@@ -2,7 +2,7 @@
 //! before the agent; `steelyard node --cleanup` puts back what was there.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ArgAction;
 use thiserror::Error;
@@ -118,4 +118,21 @@ impl Prepare {
         }
         rules
     }
+}
+
+/// Puts back what was there before, as far as nobody else has changed it since; says what, and what cannot be put back.
+///
+/// # Errors
+/// When what was written down cannot be read, or not brought up to date.
+pub(super) fn put_back(state_file: &Path) -> Result<(), SysctlsError> {
+    for (name, outcome) in Sysctls::open(state_file)?.restore()? {
+        match outcome {
+            Outcome::Changed { before, now } => tracing::info!(name, from = before, to = now, "put back a setting"),
+            Outcome::Kept(value) => {
+                tracing::info!(name, value, "left a setting alone that somebody else has changed since");
+            }
+            Outcome::Refused(error) => tracing::warn!(name, error, "a setting cannot be put back"),
+        }
+    }
+    Ok(())
 }

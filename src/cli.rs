@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod controller;
 pub mod crds;
+pub mod forwarding;
 pub mod node;
 
 use std::error::Error;

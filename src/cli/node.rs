@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use clap::{ArgAction, ValueEnum};
-use ipnet::IpNet;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -23,10 +22,10 @@ use tokio::task::JoinError;
 use self::parts::{Parts, ends, finish};
 use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
+use super::forwarding::ForwardingArgs;
 use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
 use crate::datapath::reconciler::{Datapath, Outputs};
-use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
 use crate::membership::{self, Membership, Timing};
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
@@ -75,17 +74,8 @@ pub struct Node {
     #[arg(long, value_enum, default_value_t = DatapathMode::On)]
     datapath: DatapathMode,
 
-    /// Prefix of pods whose traffic to cluster IPs keeps its source; repeatable. Without it: the pod CIDRs of this node
-    #[arg(long = "cluster-cidr", value_name = "PREFIX")]
-    cluster_cidrs: Vec<IpNet>,
-
-    /// Where NodePorts answer: `primary`, `all`, an address or a prefix; repeatable. Without it: `primary`
-    #[arg(long = "node-port-address", value_name = "WHERE")]
-    node_port_addresses: Vec<NodePortSelector>,
-
-    /// Masquerade all traffic to cluster IPs, also that of pods
-    #[arg(long)]
-    masquerade_all: bool,
+    #[command(flatten)]
+    forwarding: ForwardingArgs,
 
     /// UDP port on which the agents hear each other; the same on all nodes
     #[arg(long, default_value_t = membership::DEFAULT_PORT, value_name = "PORT")]
@@ -157,7 +147,7 @@ impl Node {
         match self.datapath {
             DatapathMode::On => {
                 let metrics = datapath::metrics::Metrics::register(&mut registry);
-                let datapath = Datapath::new(name.clone(), self.settings(), Outputs { programmed }, metrics)
+                let datapath = Datapath::new(name.clone(), self.forwarding.settings(), Outputs { programmed }, metrics)
                     .map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), &mut parts);
                 let stopped = stop.clone();
@@ -192,18 +182,6 @@ impl Node {
             [("datapath", self.datapath == DatapathMode::On), ("speaker", self.speaker), ("membership", self.speaker)];
         let awaited = awaited.into_iter().filter(|(_, runs)| *runs).map(|(name, _)| name);
         finish(parts, &stop, awaited.collect()).await
-    }
-
-    fn settings(&self) -> Settings {
-        Settings {
-            detect_local: if self.cluster_cidrs.is_empty() {
-                DetectLocal::NodePrefixes
-            } else {
-                DetectLocal::Prefixes(self.cluster_cidrs.clone())
-            },
-            masquerade_all: self.masquerade_all,
-            node_port_addresses: self.node_port_addresses.clone(),
-        }
     }
 
     fn start_membership(

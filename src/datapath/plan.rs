@@ -4,6 +4,7 @@
 //! A turn over everything starts from what was found in the kernel instead, since others may have been there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::compose::{elements_of, node_elements, policies, policy_of};
@@ -103,6 +104,7 @@ impl Belief {
     ) -> (Transaction, BTreeMap<EntryKey, Exhausted>) {
         let mut transaction = Transaction::default();
         let mut refused = BTreeMap::new();
+        let is_held = |address| node.is_held(address);
         // Cluster IPs are as many as Services: most turns do not change them, and need not look at them twice.
         let is_node_changed = self.node != *node;
         if is_node_changed {
@@ -123,7 +125,7 @@ impl Belief {
             }
             let changed = keys.into_iter().chain(&known).filter(|key| key.family == family);
             let wanted = |key: &EntryKey| entries.get(key).filter(|_| !skipped.contains(key));
-            transaction.tables.extend(table.update(family, changed, wanted, node, &mut refused));
+            transaction.tables.extend(table.update(family, changed, wanted, node, is_held, &mut refused));
         }
         (transaction, refused)
     }
@@ -203,6 +205,7 @@ impl TableBelief {
         changed: impl Iterator<Item = &'a EntryKey>,
         wanted: impl Fn(&EntryKey) -> Option<&'a ForwardingEntry>,
         node: Option<&NodeForwarding>,
+        is_held: impl Fn(IpAddr) -> bool,
         refused: &mut BTreeMap<EntryKey, Exhausted>,
     ) -> Option<TableChange> {
         let mut difference = Difference::default();
@@ -251,6 +254,7 @@ impl TableBelief {
         }
         let is_new = !std::mem::replace(&mut self.exists, true);
         let new_classes = self.classes.drain_new();
+        difference.release(is_held);
         difference.into_change(family, is_new, new_classes)
     }
 
@@ -355,6 +359,14 @@ impl Difference {
             Change::Deleted(element) => self.deleted.push(*element),
             Change::Added(element) => self.added.push(*element),
         }
+    }
+
+    /// What was served until now and nobody has is dropped for a while. That follows from what the kernel has, so it holds
+    /// also for what went while no agent ran.
+    fn release(&mut self, is_held: impl Fn(IpAddr) -> bool) {
+        let gone = |element: &Element| if let Element::Served(address) = element { Some(*address) } else { None };
+        let released = self.deleted.iter().filter_map(gone).filter(|address| !is_held(*address));
+        self.added.extend(released.map(Element::Released));
     }
 
     fn into_change(mut self, family: Family, is_new: bool, new_classes: Vec<(u32, Class)>) -> Option<TableChange> {

@@ -26,6 +26,8 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// Where NodePorts answer; an empty list means `primary`.
     pub node_port_addresses: Vec<NodePortSelector>,
+    /// Answer echo requests to load-balancer addresses.
+    pub answer_ping: bool,
 }
 
 /// How the datapath tells which packets come from pods: kube-proxy's `detectLocalMode`.

@@ -3,10 +3,11 @@
 
 mod step;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
+use super::desired::{Desired, FrontendKey};
 use super::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, Target, Treatment};
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
@@ -55,22 +56,30 @@ pub struct Trace {
     pub steps: Vec<Step>,
 }
 
-/// Follows a packet. `local_addresses` are those of this machine's interfaces: packets from them are its own.
-pub fn simulate(
-    entries: &BTreeMap<EntryKey, ForwardingEntry>,
-    node: &NodeForwarding,
-    local_addresses: &BTreeSet<IpAddr>,
-    packet: Packet,
-) -> Trace {
-    let mut run = Run { entries, node, local_addresses, packet, steps: Vec::new() };
+/// What the answer depends on beside the packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// What should be true on the node.
+    pub desired: &'a Desired,
+    /// The addresses of the machine's interfaces: packets from them are its own.
+    pub local_addresses: &'a BTreeSet<IpAddr>,
+    /// Addresses that the node served until a moment ago; only its kernel knows how long that is.
+    pub released: &'a BTreeSet<IpAddr>,
+}
+
+/// Follows a packet.
+pub fn simulate(place: Place<'_>, packet: Packet) -> Trace {
+    let Place { desired, local_addresses, released } = place;
+    let mut run = Run { desired, node: desired.node(), local_addresses, released, packet, steps: Vec::new() };
     let verdict = run.follow();
     Trace { verdict, steps: run.steps }
 }
 
 struct Run<'a> {
-    entries: &'a BTreeMap<EntryKey, ForwardingEntry>,
+    desired: &'a Desired,
     node: &'a NodeForwarding,
     local_addresses: &'a BTreeSet<IpAddr>,
+    released: &'a BTreeSet<IpAddr>,
     packet: Packet,
     steps: Vec<Step>,
 }
@@ -103,11 +112,10 @@ impl<'a> Run<'a> {
     }
 
     fn entry_at(&self, frontend: Frontend) -> Option<(&'a EntryKey, Frontend, Treatment, &'a ForwardingEntry)> {
-        let family = Family::of(self.packet.destination);
-        self.entries
-            .iter()
-            .filter(|(key, _)| key.family == family && key.port.protocol == self.packet.protocol)
-            .find_map(|(key, entry)| entry.frontends.get(&frontend).map(|treatment| (key, frontend, *treatment, entry)))
+        let Packet { destination, protocol, .. } = self.packet;
+        let owner = self.desired.owner(&FrontendKey { family: Family::of(destination), protocol, frontend })?;
+        let (key, entry) = self.desired.entries().get_key_value(owner)?;
+        Some((key, frontend, *entry.frontends.get(&frontend)?, entry))
     }
 
     fn answers_node_ports(&self, address: IpAddr) -> bool {
@@ -124,16 +132,23 @@ impl<'a> Run<'a> {
             self.steps.push(Step::UnlistedPort { address: destination, port, protocol });
             return Verdict::Reject;
         }
-        match self.node.service_cidrs.iter().find(|range| range.contains(&destination)) {
-            Some(range) => {
-                self.steps.push(Step::NoSuchClusterIp { address: destination, range: *range });
-                Verdict::Drop
+        if let Some(range) = self.node.service_cidrs.iter().find(|range| range.contains(&destination)) {
+            self.steps.push(Step::NoSuchClusterIp { address: destination, range: *range });
+            return Verdict::Drop;
+        }
+        // Who has such an address on an interface answers for it himself.
+        if !self.local_addresses.contains(&destination) {
+            if self.node.serves(destination) {
+                self.steps.push(Step::UnlistedPort { address: destination, port, protocol });
+                return Verdict::Reject;
             }
-            None => {
-                self.steps.push(Step::NotOurs);
-                Verdict::Passthrough
+            if self.released.contains(&destination) {
+                self.steps.push(Step::JustReleased { address: destination });
+                return Verdict::Drop;
             }
         }
+        self.steps.push(Step::NotOurs);
+        Verdict::Passthrough
     }
 
     fn forward(&mut self, entry: &ForwardingEntry, treatment: Treatment) -> Verdict {

@@ -15,10 +15,11 @@ mod conntrack;
 mod flows;
 mod selection;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use serde_json::Value;
-use steelyard::datapath::simulate::simulate;
+use steelyard::datapath::simulate::{Place, simulate};
 
 use crate::flows::form::Scenario;
 use crate::flows::tally::Tally;
@@ -90,8 +91,9 @@ fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tall
     };
     for (name, flow) in &scenario.flows {
         let result = flow.clone().and_then(|flow| {
-            let desired = &world.desired;
-            let trace = simulate(desired.entries(), desired.node(), &world.local_addresses, flow.packet);
+            let place =
+                Place { desired: &world.desired, local_addresses: &world.local_addresses, released: &BTreeSet::new() };
+            let trace = simulate(place, flow.packet);
             flow.expect.check(&trace.verdict).map_err(|error| {
                 let steps: Vec<String> = trace.steps.iter().map(ToString::to_string).collect();
                 format!("{error} ({})", steps.join("; "))

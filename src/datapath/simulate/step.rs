@@ -30,9 +30,9 @@ pub enum Step {
         /// Whose it is.
         entry: EntryKey,
     },
-    /// A Service has this cluster IP but not this port.
+    /// A Service has this cluster IP or load-balancer address, and none has this port there.
     UnlistedPort {
-        /// The cluster IP.
+        /// The address.
         address: IpAddr,
         /// The port that was dialled.
         port: NonZeroU16,
@@ -45,6 +45,11 @@ pub enum Step {
         address: IpAddr,
         /// The range that it is in.
         range: IpNet,
+    },
+    /// A Service had this load-balancer address until a moment ago.
+    JustReleased {
+        /// The address.
+        address: IpAddr,
     },
     /// No Service has this address.
     NotOurs,
@@ -160,6 +165,9 @@ impl fmt::Display for Step {
                 write!(f, "the service at {address} has no port {port}/{protocol}")
             }
             Self::NoSuchClusterIp { address, range } => write!(f, "no service has {address} of {range}"),
+            Self::JustReleased { address } => {
+                write!(f, "{address} was a load-balancer address until less than a minute ago")
+            }
             Self::NotOurs => f.write_str("no service has this address and port"),
             Self::Admitted { source, range } => write!(f, "{source} is in source range {range}"),
             Self::NotAdmitted { source } => write!(f, "{source} is in no source range of the service"),

@@ -23,6 +23,8 @@ impl Register {
 /// What ends a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
+    /// Let it pass this hook.
+    Accept,
     /// Drop the packet.
     Drop,
     /// Go on in another chain, then come back.
@@ -38,6 +40,7 @@ impl Verdict {
         const CHAIN: u16 = 2;
         let (code, chain) = match self {
             Self::Drop => (0i32, None),
+            Self::Accept => (1, None),
             Self::Jump(chain) => (-3, Some(chain)),
             Self::Goto(chain) => (-4, Some(chain)),
         };
@@ -125,6 +128,8 @@ pub enum Expression {
     ToNetworkOrder(Register),
     /// Compares with 32 bits in the machine's byte order.
     Compare(Register, Compared, u32),
+    /// Compares with one byte.
+    CompareByte(Register, Compared, u8),
     /// Goes on if the set has the key that begins in the register.
     Contained(Register, &'static str),
     /// Goes on if it has not.
@@ -155,6 +160,13 @@ pub enum Expression {
         /// Where the port is.
         port: Register,
     },
+    /// Translates the destination's address alone; ends the rule.
+    DnatAddress {
+        /// The family of the address.
+        family: Family,
+        /// Where the address is.
+        address: Register,
+    },
     /// Translates the source to the address of the interface and a random port; ends the rule.
     MasqueradeFullyRandom,
     /// Answers with ICMP port unreachable and drops the packet.
@@ -177,6 +189,11 @@ impl Expression {
     /// Goes on if the address is one of this machine.
     pub fn is_local(of: Fib, scratch: Register) -> [Self; 2] {
         [Self::FibType(of, scratch), Self::Compare(scratch, Compared::Equal, LOCAL_ADDRESS)]
+    }
+
+    /// Goes on if it is not.
+    pub fn is_not_local(of: Fib, scratch: Register) -> [Self; 2] {
+        [Self::FibType(of, scratch), Self::Compare(scratch, Compared::NotEqual, LOCAL_ADDRESS)]
     }
 
     /// The set or map that stands inside the expression and that a batch has to make first.
@@ -226,6 +243,11 @@ impl Expression {
                 put_u32(out, 2, *how as u32);
                 put_nested(out, 3, |out| put(out, DATA_VALUE, &number.to_ne_bytes()));
             }),
+            Self::CompareByte(register, how, byte) => encode(out, "cmp", |out| {
+                put_u32(out, 1, register.number());
+                put_u32(out, 2, *how as u32);
+                put_nested(out, 3, |out| put(out, DATA_VALUE, &[*byte]));
+            }),
             Self::Contained(key, set) => encode_lookup(out, set, *key, None, |_| {}),
             Self::NotContained(key, set) => encode_lookup(out, set, *key, None, |out| put_u32(out, 5, 1)),
             Self::Map(key, map) => encode_lookup(out, map, *key, Some(key.number()), |_| {}),
@@ -258,6 +280,11 @@ impl Expression {
                 put_u32(out, 2, u32::from(super::protocol_family(*family)));
                 put_u32(out, 3, address.number());
                 put_u32(out, 5, port.number());
+            }),
+            Self::DnatAddress { family, address } => encode(out, "nat", |out| {
+                put_u32(out, 1, 1);
+                put_u32(out, 2, u32::from(super::protocol_family(*family)));
+                put_u32(out, 3, address.number());
             }),
             // `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
             Self::MasqueradeFullyRandom => encode(out, "masq", |out| put_u32(out, 1, 1 << 4)),

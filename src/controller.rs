@@ -21,6 +21,7 @@ pub mod pools;
 pub mod refusal;
 pub mod request;
 pub mod seen;
+pub mod troubles;
 pub mod watch;
 
 use std::time::Duration;

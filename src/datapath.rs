@@ -9,6 +9,7 @@ pub mod index;
 pub mod metrics;
 pub mod nft;
 pub mod plan;
+mod problems;
 pub mod reconciler;
 pub mod settings;
 pub mod simulate;

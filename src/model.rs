@@ -7,6 +7,7 @@ pub mod endpoints;
 pub mod link;
 pub mod node;
 pub mod pool;
+pub mod problem;
 pub mod programmed;
 pub mod range;
 pub mod selector;

@@ -3,6 +3,8 @@
 
 pub mod admin;
 pub mod lease;
+pub mod node_announcement;
+pub mod node_report;
 pub mod observed;
 pub mod reconcile;
 pub mod shutdown;

@@ -5,7 +5,7 @@
 //!        │ watch.rs
 //!        ▼
 //!     index.rs ─▶ desired.rs ──────────▶ plan.rs ─▶ apply.rs ─▶ l2/ (one task per interface)
-//!                  ├ election.rs                       └──────▶ apply/announcement.rs (API)
+//!                  ├ election.rs                       └──────▶ apply/announcement.rs (the node's report)
 //!                  ├ interfaces.rs
 //!                  └ silence.rs
 //! ```
@@ -30,21 +30,22 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::Client;
 use tokio::sync::{Notify, watch as channel};
-use tokio::task::JoinHandle;
 
 use self::apply::Responders;
-use self::apply::announcement::{Report, status};
+use self::apply::announcement::{announcements, problems};
 use self::desired::{Decision, Verdict};
 use self::index::{Index, Observation};
 use self::l2::interface::Settings;
 use self::metrics::Metrics;
 use self::plan::Stations;
 use self::watch::{Inbox, Sources};
+use crate::api::node_announcement::Announcement;
 use crate::membership::Membership;
 use crate::model::link::Links;
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
 use crate::runtime::admin::Readiness;
+use crate::runtime::node_report::{NodeReports, Reporter};
 use crate::runtime::reconcile::{self, Component, Next, Now, Scope};
 use crate::runtime::shutdown::{Shutdown, shutdown as stop};
 
@@ -77,16 +78,15 @@ pub struct Surroundings {
     pub programmed: channel::Receiver<Arc<Programmed>>,
     /// Where the speaker says that it does its work.
     pub readiness: Readiness,
+    /// Where it says what it announces and cannot.
+    pub reports: NodeReports,
 }
 
 /// The part that is ready once the speaker has announced all that it is to.
 const FIRST_TURN: &str = "speaker";
 
-/// The part that writes the `NodeAnnouncement`.
-const WRITER: &str = "writer of the node announcement";
-
 /// Announces until shutdown, or until something that it rests on ends unasked. When it returns, nothing is answered any
-/// more and the node's `NodeAnnouncement` says so. That the speaker is not ready yet is said before the first poll.
+/// more, and the node's report says so. That the speaker is not ready yet is said before the first poll.
 pub fn run(
     config: Config,
     client: Client,
@@ -105,14 +105,13 @@ async fn announce(
     metrics: Metrics,
     mut shutdown: Shutdown,
 ) {
-    let Surroundings { inbox: Inbox { sender, observations }, links, membership, programmed, readiness } = surroundings;
+    let Surroundings { inbox, links, membership, programmed, readiness, reports } = surroundings;
+    let Inbox { sender, observations } = inbox;
     let ended = Arc::new(Notify::new());
     let mut sources = watch::start(&client, links, &membership, programmed, Arc::clone(&ended), &sender);
     // The sources hold clones: the loop ends when they do.
     drop(sender);
-    let (reports, written) = channel::channel(None);
     let (end, ends) = stop();
-    let mut writer = tokio::spawn(apply::announcement::write(client, config.node.clone(), written, ends.clone()));
     let settings = Settings { refresh: config.refresh, metrics: metrics.clone(), ended };
     let mut speaker = Speaker {
         node: config.node,
@@ -123,37 +122,30 @@ async fn announce(
         responders: Responders::new(settings),
         membership,
         metrics,
-        reports,
+        announcements: Vec::new(),
+        reporter: reports.reporter("speaker", "announcements"),
+        reports: reports.clone(),
         readiness,
     };
     let supervised = async {
-        let unasked = first_end(&mut sources, &mut writer, &mut shutdown).await;
+        let unasked = first_end(&mut sources, &mut shutdown).await;
         end.request();
         unasked
     };
     let ((), unasked) = tokio::join!(reconcile::run(&mut speaker, observations, ends), supervised);
     drop(speaker);
+    reports.set_announcements(Vec::new());
     if let Some(part) = unasked {
         tracing::error!(part, "a part of the speaker ended unexpectedly, nothing is announced any more");
-    }
-    if unasked != Some(WRITER)
-        && let Err(error) = writer.await
-    {
-        tracing::error!(%error, "the writer of the node announcement failed");
     }
 }
 
 /// The name of whatever ended though nobody asked it to; nothing once shutdown is requested.
-async fn first_end(
-    sources: &mut Sources,
-    writer: &mut JoinHandle<()>,
-    shutdown: &mut Shutdown,
-) -> Option<&'static str> {
+async fn first_end(sources: &mut Sources, shutdown: &mut Shutdown) -> Option<&'static str> {
     let name = tokio::select! {
         biased;
         () = shutdown.requested() => return None,
         Some(name) = sources.join_next() => name.unwrap_or("source"),
-        _ended = writer => WRITER,
     };
     // What the sources follow ends at shutdown too, and may have been seen first.
     (!shutdown.is_requested()).then_some(name)
@@ -170,7 +162,10 @@ struct Speaker {
     responders: Responders,
     membership: Membership,
     metrics: Metrics,
-    reports: channel::Sender<Option<Report>>,
+    /// What was announced after the last turn, and since when.
+    announcements: Vec<Announcement>,
+    reporter: Reporter,
+    reports: NodeReports,
     readiness: Readiness,
 }
 
@@ -204,19 +199,9 @@ impl Component for Speaker {
         let actual = self.responders.actual();
         log_difference(&before, &actual, &decisions);
         log_silence(&self.decisions, &decisions);
-        let owner = self.index.node_uid(&self.node).map(str::to_owned);
-        self.reports.send_if_modified(|known| {
-            // The first one is always written: the object may be that of an earlier run.
-            let is_first = known.is_none();
-            let previous = known.take().unwrap_or_default();
-            let report = Report {
-                status: status(&actual, &decisions, self.responders.errors(), &previous.status, now.wall),
-                owner,
-            };
-            let is_new = is_first || scope == Scope::Resync || report != previous;
-            *known = Some(report);
-            is_new
-        });
+        self.announcements = announcements(&actual, &self.announcements, now.wall);
+        self.reports.set_announcements(self.announcements.clone());
+        self.reporter.report(problems(&decisions, self.responders.errors()));
         self.metrics.set_announced(addresses(&actual).len());
         self.decisions = decisions;
         // Only now: whoever is told that this node is ready lets go of what it is elected for.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that decide, with all that is below them; they may stand in any component.
-const PURE_MODULES: [&str; 23] = [
+const PURE_MODULES: [&str; 24] = [
     "allocator",
     "api",
     "conntrack",
@@ -30,6 +30,7 @@ const PURE_MODULES: [&str; 23] = [
     "settings",
     "silence",
     "simulate",
+    "troubles",
 ];
 
 /// Pure files whose names say too little to hold for other folders.

@@ -4,6 +4,9 @@
 pub const ADDRESS_ASSIGNED: &str = "steelyard.dev/AddressAssigned";
 /// On a Service: whether some node announces its addresses.
 pub const ANNOUNCED: &str = "steelyard.dev/Announced";
+/// On a Service of any type: `False` while some node cannot forward for it as it asks; absent otherwise. The reason is what
+/// the nodes say.
+pub const PROGRAMMED: &str = "steelyard.dev/Programmed";
 /// On our own kinds: whether the object is in use as written.
 pub const READY: &str = "Ready";
 

@@ -31,6 +31,8 @@ use crate::model::programmed::Programmed;
 use crate::names::NodeName;
 use crate::netlink::links::{self, LinksError};
 use crate::runtime::admin::{self, AdminError, Readiness};
+use crate::runtime::node_announcement;
+use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, shutdown};
 use crate::speaker::{self, Surroundings};
@@ -45,6 +47,9 @@ Examples:
       tell pods of all nodes from other clients, not only this node's
   steelyard node --cleanup
       after uninstalling: delete the nf_tables tables that the agent left";
+
+/// The part that writes the `NodeAnnouncement`.
+const WRITER: &str = "writer of the node announcement";
 
 /// Whether this agent forwards Service traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -144,10 +149,13 @@ impl Node {
         let links = links::follow(stop.clone()).await?;
         let (programmed, programmed_here) = watch::channel(Arc::new(Programmed::default()));
         let mut watches = Watches::default();
+        let reports = NodeReports::default();
+        watches.nodes.push(node_announcement::owner(name.clone(), reports.clone()));
         match self.datapath {
             DatapathMode::On => {
                 let metrics = datapath::metrics::Metrics::register(&mut registry);
-                let datapath = Datapath::new(name.clone(), self.forwarding.settings(), Outputs { programmed }, metrics)
+                let outputs = Outputs { programmed, problems: reports.reporter("datapath", "programming") };
+                let datapath = Datapath::new(name.clone(), self.forwarding.settings(), outputs, metrics)
                     .map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), &mut parts);
                 let stopped = stop.clone();
@@ -165,12 +173,17 @@ impl Node {
                 membership,
                 programmed: programmed_here,
                 readiness: readiness.clone(),
+                reports: reports.clone(),
             };
             let metrics = speaker::metrics::Metrics::register(&mut registry);
-            let config = speaker::Config::new(name);
+            let config = speaker::Config::new(name.clone());
             let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
             parts.spawn(ends(speaker, "speaker"));
+        } else {
+            reports.set_announcements(Vec::new());
         }
+        let writer = node_announcement::write(client.clone(), name, reports.follow(), stop.clone());
+        parts.spawn(ends(writer, WRITER));
         watches.start(&client, &mut parts);
 
         let serving = admin::serve(self.admin_address, registry, readiness, stop.clone());
@@ -178,8 +191,12 @@ impl Node {
         parts.spawn(
             async move { trigger.request_on_signal().await.map(|()| "signal handler").map_err(NodeError::Signals) },
         );
-        let awaited =
-            [("datapath", self.datapath == DatapathMode::On), ("speaker", self.speaker), ("membership", self.speaker)];
+        let awaited = [
+            ("datapath", self.datapath == DatapathMode::On),
+            ("speaker", self.speaker),
+            ("membership", self.speaker),
+            (WRITER, true),
+        ];
         let awaited = awaited.into_iter().filter(|(_, runs)| *runs).map(|(name, _)| name);
         finish(parts, &stop, awaited.collect()).await
     }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::index::{Index, PoolObject, ServiceObject};
 use super::metrics::Metrics;
-use super::plan::{Plan, PoolWrite, Report, ServiceWrite, Step, Subject, Task};
+use super::plan::{ConditionsWrite, Plan, PoolWrite, Report, ServiceWrite, Step, Subject, Task};
 use crate::api::address_claim::{AddressClaim, AddressClaimSpec};
 use crate::api::annotations::{ALLOCATED_FROM_POOL, DECIDED_ON};
 use crate::api::claim_name::claim_name;
@@ -252,6 +252,7 @@ impl Sender {
                 }
             }
             Step::WriteService(write) => self.write_service(write).await.map(Some),
+            Step::WriteConditions(write) => self.write_conditions(write).await.map(Some),
             Step::WritePool(write) => self.write_pool(write).await.map(Some),
             Step::Report(_) => Ok(None),
         }
@@ -280,6 +281,18 @@ impl Sender {
         Ok(read_service(&written, &write.key))
     }
 
+    async fn write_conditions(&self, write: &ConditionsWrite) -> Result<Answer, kube::Error> {
+        let patch = json!({
+            "metadata": {"resourceVersion": write.resource_version},
+            "status": {"conditions": write.conditions},
+        });
+        let written = self
+            .services(&write.key)
+            .patch_status(&write.key.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        Ok(read_service(&written, &write.key))
+    }
+
     async fn write_pool(&self, write: &PoolWrite) -> Result<Answer, kube::Error> {
         // Replaced, not merged: a merge would keep fields of the accepted spec that are gone.
         let mut pool = IPAddressPool::new(write.name.as_str(), write.spec.clone());
@@ -305,6 +318,7 @@ impl Sender {
             Step::CreateClaim { address, .. } => claim(claim_name(*address)).await,
             Step::WriteClaim { name, .. } | Step::DeleteClaim { name, .. } => claim(name.clone()).await,
             Step::WriteService(write) => service(&write.key).await,
+            Step::WriteConditions(write) => service(&write.key).await,
             Step::ConfirmGone(key) => service(key).await,
             Step::ConfirmNotHeld { claim: name, .. } => claim(name.clone()).await,
             Step::WritePool(write) => {

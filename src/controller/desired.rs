@@ -1,5 +1,6 @@
 //! What should be true: of every Service, every claim and every pool.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -9,6 +10,7 @@ use super::allocator::{Allocator, Applicant, Award, Taken};
 use super::index::{Index, ServiceObject};
 use super::pools::{Pools, Verdict};
 use super::request::Request;
+use super::troubles::troubles;
 use crate::api::address_pool::{DEFAULT_COOLDOWN, IPAddressPoolSpec};
 use crate::api::conditions::{announced, assigned};
 use crate::api::{LOAD_BALANCER_CLASS, conditions};
@@ -40,7 +42,7 @@ pub struct DesiredCondition {
     /// `status`.
     pub is_true: bool,
     /// `reason`.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// `message`.
     pub message: String,
 }
@@ -92,6 +94,8 @@ pub struct DesiredPool {
 pub struct Desired {
     /// Services that are ours or were.
     pub services: BTreeMap<ServiceKey, DesiredService>,
+    /// What the others should show of what nodes cannot do for them; without an entry nothing.
+    pub troubles: BTreeMap<ServiceKey, DesiredCondition>,
     /// Claims of nobody.
     pub claims: BTreeMap<ClaimName, DesiredClaim>,
     /// All pools.
@@ -167,6 +171,12 @@ pub fn desired(index: &Index, settings: &Settings, now: Timestamp) -> Desired {
         })
         .min();
     desired.pools = pool_statuses(&pools, &taken);
+    for (key, trouble) in troubles(index) {
+        match desired.services.get_mut(&key) {
+            Some(service) => service.conditions.push(trouble),
+            None => drop(desired.troubles.insert(key, trouble)),
+        }
+    }
     desired
 }
 
@@ -319,7 +329,7 @@ fn address_assigned(applicant: &Applicant<'_>, award: &Award) -> DesiredConditio
         }
         Some(refusal) => (true, assigned::REQUEST_REFUSED, format!("keeps {granted}; {refusal}")),
     };
-    DesiredCondition { kind: conditions::ADDRESS_ASSIGNED, is_true, reason, message }
+    DesiredCondition { kind: conditions::ADDRESS_ASSIGNED, is_true, reason: reason.into(), message }
 }
 
 /// Who announces the addresses. No opinion where no node reports anything: then nobody runs the speaker.
@@ -353,7 +363,7 @@ fn announced_by(index: &Index, addresses: &[IpAddr]) -> Option<DesiredCondition>
         _ => announced::NO_NODE,
     };
     let (is_true, message) = (missing == 0, parts.join("; "));
-    Some(DesiredCondition { kind: conditions::ANNOUNCED, is_true, reason, message })
+    Some(DesiredCondition { kind: conditions::ANNOUNCED, is_true, reason: reason.into(), message })
 }
 
 /// What becomes of a claim whose holders are gone, or that has none.

@@ -1,6 +1,6 @@
 //! What the controller has seen: Services, pools, claims, namespaces and the nodes' announcements.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -65,6 +65,19 @@ pub struct NodeObject {
     pub resource_version: String,
     /// Its addresses, interface and time.
     pub announcements: Vec<(IpAddr, InterfaceName, Timestamp)>,
+    /// What its datapath cannot do for which Service.
+    pub troubles: BTreeSet<Trouble>,
+}
+
+/// What a node's datapath cannot do for a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Trouble {
+    /// The Service.
+    pub service: ServiceKey,
+    /// Why, as a CamelCase word.
+    pub reason: String,
+    /// What happened.
+    pub message: String,
 }
 
 impl Versioned for ServiceObject {

@@ -75,7 +75,7 @@ impl Metrics {
         }
         let conditions = desired.services.values().flat_map(|service| &service.conditions);
         for condition in conditions.filter(|condition| condition.kind == ADDRESS_ASSIGNED && !condition.is_true) {
-            self.waiting.get_or_create(&ReasonLabels { reason: condition.reason.to_owned() }).inc();
+            self.waiting.get_or_create(&ReasonLabels { reason: condition.reason.to_string() }).inc();
         }
     }
 }

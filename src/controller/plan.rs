@@ -30,7 +30,7 @@ use super::index::{Index, PoolObject, ServiceObject};
 use crate::api::SERVICE_FINALIZER;
 use crate::api::address_pool::{IPAddressPoolSpec, IPAddressPoolStatus};
 use crate::api::claim_name::claim_name;
-use crate::api::conditions::{ADDRESS_ASSIGNED, ANNOUNCED, READY, assigned};
+use crate::api::conditions::{ADDRESS_ASSIGNED, ANNOUNCED, PROGRAMMED, READY, assigned};
 use crate::model::claim::{Claim, Tenure};
 use crate::names::{ClaimName, PoolName, ServiceKey};
 
@@ -93,6 +93,8 @@ pub enum Step {
     },
     /// Writes status, annotation and finalizer of a Service, at once.
     WriteService(Box<ServiceWrite>),
+    /// Writes the conditions of a Service that is not ours to assign to.
+    WriteConditions(Box<ConditionsWrite>),
     /// Writes a pool's status.
     WritePool(Box<PoolWrite>),
     /// Reports a change that has been made.
@@ -118,6 +120,17 @@ pub struct ServiceWrite {
     pub decided_on: Option<String>,
 }
 
+/// What is written to a Service of which only a condition is ours.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConditionsWrite {
+    /// The Service.
+    pub key: ServiceKey,
+    /// The version that this was decided on.
+    pub resource_version: String,
+    /// `status.conditions`, everybody's.
+    pub conditions: Vec<Condition>,
+}
+
 /// What is written to a pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolWrite {
@@ -141,6 +154,7 @@ impl Step {
             | Self::WriteClaim { .. }
             | Self::DeleteClaim { .. }
             | Self::WriteService(_)
+            | Self::WriteConditions(_)
             | Self::WritePool(_) => true,
             Self::ConfirmGone(_) | Self::ConfirmNotHeld { .. } | Self::Report(_) => false,
         }
@@ -155,6 +169,7 @@ impl Step {
             | Self::ConfirmGone(_)
             | Self::ConfirmNotHeld { .. }
             | Self::WriteService(_)
+            | Self::WriteConditions(_)
             | Self::Report(_) => false,
         }
     }
@@ -186,6 +201,13 @@ pub fn plan(index: &Index, desired: &Desired, now: Timestamp) -> Plan {
     for (key, wanted) in &desired.services {
         if let Some(object) = index.services.get(key) {
             tasks.push(Task { subject: Subject::Service(key.clone()), steps: service(index, object, wanted, now) });
+        }
+    }
+    for object in index.services.values().filter(|object| !desired.services.contains_key(&object.service.key)) {
+        let key = &object.service.key;
+        let steps = trouble(object, desired.troubles.get(key), now);
+        if !steps.is_empty() {
+            tasks.push(Task { subject: Subject::Service(key.clone()), steps });
         }
     }
     for (name, fate) in &desired.claims {
@@ -246,6 +268,38 @@ fn service(index: &Index, object: &ServiceObject, wanted: &DesiredService, now: 
     steps
 }
 
+/// What nodes cannot do for a Service that is not ours to assign to.
+fn trouble(object: &ServiceObject, wanted: Option<&DesiredCondition>, now: Timestamp) -> Vec<Step> {
+    let service = &object.service;
+    let is_shown = object.conditions.iter().any(|condition| condition.type_ == PROGRAMMED);
+    if wanted.is_none() && !is_shown || service.is_deleting {
+        return Vec::new();
+    }
+    let generation = Some(service.generation).filter(|generation| *generation > 0);
+    let wanted: Vec<DesiredCondition> = wanted.cloned().into_iter().collect();
+    let conditions = merge(&object.conditions, &[PROGRAMMED], &wanted, generation, now);
+    if conditions == object.conditions {
+        return Vec::new();
+    }
+    let write =
+        ConditionsWrite { key: service.key.clone(), resource_version: service.resource_version.clone(), conditions };
+    let report = trouble_report(object, &wanted).map(Step::Report);
+    [Step::WriteConditions(Box::new(write))].into_iter().chain(report).collect()
+}
+
+/// A new trouble, or the end of it. A message that only names another node is no news.
+fn trouble_report(object: &ServiceObject, wanted: &[DesiredCondition]) -> Option<Report> {
+    let wanted = wanted.iter().find(|condition| condition.kind == PROGRAMMED);
+    let before = object.conditions.iter().find(|condition| condition.type_ == PROGRAMMED);
+    let report = |is_warning, reason, message| Report { uid: object.service.uid.clone(), is_warning, reason, message };
+    match (before, wanted) {
+        (Some(before), Some(wanted)) if before.reason == wanted.reason => None,
+        (_, Some(wanted)) => Some(report(true, "NotProgrammed", format!("{}: {}", wanted.reason, wanted.message))),
+        (Some(_), None) => Some(report(false, "Programmed", "all nodes forward for this Service again".to_owned())),
+        (None, None) => None,
+    }
+}
+
 fn write_claim(claim: &Claim, tenure: Tenure) -> Step {
     Step::WriteClaim {
         name: claim.name.clone(),
@@ -280,7 +334,8 @@ fn service_write(object: &ServiceObject, wanted: &DesiredService, now: Timestamp
         Some(true) | None => {}
     }
     let generation = Some(service.generation).filter(|generation| *generation > 0);
-    let conditions = merge(&object.conditions, &[ADDRESS_ASSIGNED, ANNOUNCED], &wanted.conditions, generation, now);
+    let conditions =
+        merge(&object.conditions, &[ADDRESS_ASSIGNED, ANNOUNCED, PROGRAMMED], &wanted.conditions, generation, now);
     let shown: Vec<IpAddr> = service.virtual_addresses().collect();
     let is_shown = shown == wanted.addresses && shown.len() == service.ingress.len() && !object.has_hostname;
     let is_same_but_mark = is_shown
@@ -323,6 +378,7 @@ fn reports(object: &ServiceObject, wanted: &DesiredService) -> Vec<Report> {
             reports.push(report(true, "AssignmentFailed", condition.message.clone()));
         }
     }
+    reports.extend(trouble_report(object, &wanted.conditions));
     reports
 }
 
@@ -332,7 +388,7 @@ fn pool(object: &PoolObject, wanted: &DesiredPool, now: Timestamp) -> Vec<Step> 
     let ready = DesiredCondition {
         kind: READY,
         is_true: wanted.verdict.is_accepted,
-        reason: wanted.verdict.reason,
+        reason: wanted.verdict.reason.into(),
         message: wanted.verdict.message.clone(),
     };
     let before = object.status.conditions.iter().find(|condition| condition.type_ == READY);
@@ -380,7 +436,7 @@ fn merge(
         Condition {
             type_: wanted.kind.to_owned(),
             status: status.to_owned(),
-            reason: wanted.reason.to_owned(),
+            reason: wanted.reason.to_string(),
             message: wanted.message.clone(),
             observed_generation: generation,
             last_transition_time: since.unwrap_or(Time(whole_seconds)),

@@ -7,7 +7,7 @@ use kube::runtime::watcher;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use super::index::{Index, NamespaceObject, NodeObject, PoolObject, ServiceObject};
+use super::index::{Index, NamespaceObject, NodeObject, PoolObject, ServiceObject, Trouble};
 use super::seen::{Gone, Seen, Versioned};
 use crate::api::annotations::DECIDED_ON;
 use crate::api::{AddressClaim, IPAddressPool, NodeAnnouncement};
@@ -16,6 +16,9 @@ use crate::model::claim::{Claim, ClaimError};
 use crate::model::service::{Service, ServiceError};
 use crate::names::{ClaimName, InterfaceName, NodeName, PoolName, ServiceKey};
 use crate::runtime::watch::{Event as WatchEvent, Observed, forward, sink};
+
+/// The part of an agent whose problems with a Service are the Service's.
+const DATAPATH: &str = "datapath";
 
 /// Why an object is not used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -172,6 +175,7 @@ impl Observed for NodeObject {
 
     fn read(object: &NodeAnnouncement) -> Result<Self, ReadError> {
         let announcements = object.status.iter().flat_map(|status| &status.announcements);
+        let problems = object.status.iter().flat_map(|status| &status.problems);
         Ok(Self {
             node: NodeName::new(object.metadata.name.as_deref().ok_or(ReadError::Unnamed)?),
             resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
@@ -179,6 +183,13 @@ impl Observed for NodeObject {
                 .filter_map(|announcement| {
                     let address = parse_address(&announcement.address)?;
                     Some((address, InterfaceName::new(announcement.interface.as_str()), announcement.since.0))
+                })
+                .collect(),
+            troubles: problems
+                .filter(|problem| problem.component == DATAPATH)
+                .filter_map(|problem| {
+                    let service = problem.service.as_deref()?.parse().ok()?;
+                    Some(Trouble { service, reason: problem.reason.clone(), message: problem.message.clone() })
                 })
                 .collect(),
         })

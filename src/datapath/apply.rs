@@ -9,6 +9,7 @@ use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
 use crate::datapath::nft::layout::table;
+use crate::datapath::nft::options::Options;
 use crate::datapath::nft::{read, write};
 use crate::datapath::plan::{Belief, Found, Scope, Transaction};
 use crate::model::Family;
@@ -67,6 +68,7 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Programmer {
     connection: Connection,
+    options: Options,
     belief: Belief,
     quarantined: BTreeMap<EntryKey, Quarantine>,
     programmed: Programmed,
@@ -120,10 +122,18 @@ impl Programmer {
     pub fn new() -> Result<Self, ApplyError> {
         Ok(Self {
             connection: Connection::open().map_err(ApplyError::Connect)?,
+            options: Options::default(),
             belief: Belief::default(),
             quarantined: BTreeMap::new(),
             programmed: Programmed::default(),
         })
+    }
+
+    /// Makes the table with other rules: one that has not these is made anew.
+    #[must_use]
+    pub const fn with_options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
     }
 
     /// Programs what changed. With [`Scope::All`] the kernel is read first: what a former process left is taken over, and
@@ -195,7 +205,7 @@ impl Programmer {
     fn observe(&mut self, entries: &BTreeMap<EntryKey, ForwardingEntry>) {
         self.belief.forget();
         for family in Family::ALL {
-            match read::found(&mut self.connection, family) {
+            match read::found(&mut self.connection, family, self.options) {
                 Ok(found) => {
                     self.programmed.observe(family, found.as_ref());
                     if let Some(found) = found {
@@ -224,7 +234,7 @@ impl Programmer {
         }
         let is_rebuilt = transaction.tables.iter().any(|table| table.is_new);
         if !transaction.is_empty() {
-            if let Err(error) = self.connection.commit(&write::batch(&transaction)) {
+            if let Err(error) = self.connection.commit(&write::batch(&transaction, self.options)) {
                 self.belief.forget();
                 return Err(error);
             }
@@ -281,7 +291,7 @@ impl Programmer {
         scratch.forget();
         let scope = Scope::Keys(keys.iter().map(|key| (*key).clone()).collect());
         let (transaction, _) = scratch.update(entries, &scope, node, &BTreeSet::new());
-        self.connection.check(&write::batch(&transaction))
+        self.connection.check(&write::batch(&transaction, self.options))
     }
 }
 

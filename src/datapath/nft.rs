@@ -27,5 +27,6 @@ pub mod decode;
 pub mod elements;
 pub mod ids;
 pub mod layout;
+pub mod options;
 pub mod read;
 pub mod write;

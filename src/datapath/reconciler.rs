@@ -13,12 +13,14 @@ use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
 use super::plan;
+use super::problems::problems;
 use super::settings::Settings;
 use super::watch::Event;
 use crate::model::node::Node;
 use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
+use crate::runtime::node_report::Reporter;
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
 
@@ -43,6 +45,8 @@ pub struct Datapath {
 pub struct Outputs {
     /// Which addresses this node's kernel forwards: the speaker answers for no other.
     pub programmed: watch::Sender<Arc<Programmed>>,
+    /// Who goes without something, and why.
+    pub problems: Reporter,
 }
 
 /// Which first lists are in.
@@ -122,6 +126,9 @@ impl Datapath {
             tracing::warn!(%conflict, "two Services want one frontend");
         }
         self.metrics.contested(conflicts.len());
+        if conflicts != self.conflicts || report.quarantined != self.quarantined {
+            self.outputs.problems.report(problems(&conflicts, &report.quarantined));
+        }
         self.conflicts = conflicts;
         for (key, reason) in &report.quarantined {
             if self.quarantined.get(key) != Some(reason) {

@@ -80,15 +80,6 @@ impl From<&EndpointSlice> for UsableEndpoints {
     }
 }
 
-/// A node, and what its own objects must refer to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SeenNode {
-    /// The node.
-    pub node: Node,
-    /// `metadata.uid`, the owner of the node's `NodeAnnouncement`.
-    pub uid: String,
-}
-
 /// The labels of a pool, by which advertisements select it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolLabels {
@@ -113,7 +104,7 @@ pub enum Change<K, V> {
 #[derive(Debug)]
 pub enum Observation {
     /// Of nodes.
-    Node(Change<NodeName, SeenNode>),
+    Node(Change<NodeName, Node>),
     /// Of Services.
     Service(Change<ServiceKey, AnnouncedService>),
     /// Of endpoint slices.
@@ -171,7 +162,7 @@ impl<K: Ord, V: PartialEq> Set<K, V> {
 /// Everything that the speaker knows.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    nodes: Set<NodeName, SeenNode>,
+    nodes: Set<NodeName, Node>,
     services: Set<ServiceKey, AnnouncedService>,
     endpoints: Set<SliceKey, UsableEndpoints>,
     slices_of: BTreeMap<ServiceKey, BTreeSet<SliceKey>>,
@@ -200,7 +191,7 @@ impl Index {
     /// Takes an observation; whether anything is new.
     pub fn observe(&mut self, observation: Observation) -> bool {
         match observation {
-            Observation::Node(change) => self.nodes.take(change, |seen| seen.node.name.clone()),
+            Observation::Node(change) => self.nodes.take(change, |node| node.name.clone()),
             Observation::Service(change) => self.services.take(change, |service| service.key.clone()),
             Observation::Endpoints(change) => {
                 self.group(&change);
@@ -265,12 +256,7 @@ impl Index {
 
     /// Every node.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.by_key.values().map(|seen| &seen.node)
-    }
-
-    /// The UID of a node's object.
-    pub fn node_uid(&self, node: &NodeName) -> Option<&str> {
-        self.nodes.by_key.get(node).map(|seen| seen.uid.as_str()).filter(|uid| !uid.is_empty())
+        self.nodes.by_key.values()
     }
 
     /// Every advertisement, by name.

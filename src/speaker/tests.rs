@@ -21,6 +21,7 @@ fn start(readiness: &Readiness, stop: Shutdown) -> (impl Future<Output = ()> + S
         membership: Membership::fixed(Members { nodes: BTreeMap::new(), is_informed: false }),
         programmed: programmed_here,
         readiness: readiness.clone(),
+        reports: NodeReports::default(),
     };
     let config = Config::new(NodeName::new("node1"));
     (run(config, client, surroundings, Metrics::default(), stop), Ends { links, _programmed: programmed })
@@ -52,7 +53,6 @@ async fn a_source_that_ends_unasked_ends_it() {
 async fn a_source_that_panics_is_named() {
     let mut sources = Sources::new();
     sources.spawn(watch::named("interfaces", async { panic!("as the test wants it") }));
-    let mut writer = tokio::spawn(std::future::pending());
     let (_trigger, mut stop) = stop();
-    assert_eq!(first_end(&mut sources, &mut writer, &mut stop).await, Some("interfaces"));
+    assert_eq!(first_end(&mut sources, &mut stop).await, Some("interfaces"));
 }

@@ -12,17 +12,17 @@ use kube::runtime::watcher::Config;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::index::{AnnouncedService, Change, Observation, PoolLabels, SeenNode, UsableEndpoints};
+use super::index::{AnnouncedService, Change, Observation, PoolLabels, UsableEndpoints};
 use crate::api;
 use crate::membership::Membership;
 use crate::model::advertisement::{AdvertisementError, L2Advertisement};
 use crate::model::claim::{Claim, ClaimError};
 use crate::model::endpoints::{EndpointSlice, SliceError, SliceKey};
 use crate::model::link::Links;
-use crate::model::node::{Node, NodeError};
+use crate::model::node::Node;
 use crate::model::programmed::Programmed;
 use crate::model::service::{Service, ServiceError};
-use crate::names::{AdvertisementName, ClaimName, NodeName, PoolName, ServiceKey};
+use crate::names::{AdvertisementName, ClaimName, PoolName, ServiceKey};
 use crate::runtime::watch::{Event, Observed, Sink, forward, sink};
 
 /// The watch selector for EndpointSlices: those of headless Services, which nobody announces or forwards, never leave the
@@ -49,7 +49,7 @@ impl Default for Inbox {
 impl Inbox {
     /// Takes a watch of Nodes that others take too.
     pub fn nodes(&self) -> Box<dyn Sink<core::Node>> {
-        sink::<SeenNode, _>(self.sender.clone(), |event| Observation::Node(event.into()))
+        sink::<Node, _>(self.sender.clone(), |event| Observation::Node(event.into()))
     }
 
     /// Takes a watch of Services that others take too.
@@ -154,20 +154,6 @@ async fn relay<T>(
 
 fn name(metadata: &ObjectMeta) -> Option<&str> {
     metadata.name.as_deref()
-}
-
-impl Observed for SeenNode {
-    type Object = core::Node;
-    type Key = NodeName;
-    type Error = NodeError;
-
-    fn key(metadata: &ObjectMeta) -> Option<NodeName> {
-        name(metadata).map(NodeName::new)
-    }
-
-    fn read(object: &core::Node) -> Result<Self, NodeError> {
-        Ok(Self { node: Node::try_from(object)?, uid: object.metadata.uid.clone().unwrap_or_default() })
-    }
 }
 
 impl Observed for AnnouncedService {

@@ -13,7 +13,7 @@
     reason = "a test program of its own, not covered by the exceptions for test functions"
 )]
 
-#[path = "../cases_packets/namespace.rs"]
+#[path = "../stage/namespace.rs"]
 mod namespace;
 mod scene;
 
@@ -64,7 +64,7 @@ fn echo_requests_go_nowhere_where_they_are_not_answered() {
     scene.program("Cluster", false);
     for address in SERVED {
         for place in [&scene.client, &scene.pod, &scene.node] {
-            assert!(scene::ping(place, address).is_err(), "{address}");
+            assert!(scene::is_silent(place, address), "{address}");
         }
     }
     assert_eq!(scene.sent_back(), 0, "a packet that comes back to where it came from goes in a circle");
@@ -117,7 +117,7 @@ fn what_was_released_is_dropped_for_a_while() {
                 Err(io::ErrorKind::TimedOut),
                 "{address} {when}"
             );
-            assert!(scene::ping(&scene.client, address).is_err(), "{address} {when}");
+            assert!(scene::is_silent(&scene.client, address), "{address} {when}");
         }
         assert_eq!(scene.sent_back(), 0, "{when}");
         let listing = scene.node.run(|| namespace::run_program("nft", &["list", "ruleset"], "")).unwrap();

@@ -216,7 +216,12 @@ fn desired(policy: Option<&str>, answer_ping: bool) -> Desired {
 
 /// One echo request; the answer as `ping` tells it.
 pub fn ping(from: &Namespace, address: &str) -> Result<String, String> {
-    from.run(|| run_program("ping", &["-n", "-c", "1", "-W", "0.5", address], ""))
+    from.run(|| run_program("ping", &["-n", "-c", "1", "-W", "10", address], ""))
+}
+
+/// Whether an echo request goes unanswered for as long as an answer would take many times.
+pub fn is_silent(from: &Namespace, address: &str) -> bool {
+    from.run(|| run_program("ping", &["-n", "-c", "1", "-W", "0.5", address], "")).is_err()
 }
 
 /// A packet of some other protocol.

@@ -193,6 +193,22 @@ impl World {
                 self.writes += usize::from(is_newest);
                 is_newest
             }
+            Step::WriteConditions(write) => {
+                let found = self.services.get(&write.key).cloned();
+                let newest = found.as_ref().map(|object| object.service.resource_version.as_str());
+                let is_newest = version(newest, &write.resource_version);
+                if let Some(mut object) = found.filter(|_| is_newest) {
+                    object.conditions.clone_from(&write.conditions);
+                    self.put_service(object);
+                }
+                let index = &mut self.replicas[replica].index;
+                match self.services.get(&write.key) {
+                    Some(object) => index.services.answered(object.clone()),
+                    None => index.services.forget(&write.key),
+                }
+                self.writes += usize::from(is_newest);
+                is_newest
+            }
             Step::WriteService(write) => {
                 let found = self.services.get(&write.key).cloned();
                 let newest = found.as_ref().map(|object| object.service.resource_version.as_str());
@@ -446,6 +462,7 @@ fn conditions_tell_who_announces() {
         node: name.into(),
         resource_version: "1".into(),
         announcements,
+        troubles: BTreeSet::new(),
     };
     world.replicas[0].index.nodes.replaced(vec![node("n1", since(0)), node("n2", Vec::new())]);
     world.settle(0);
@@ -463,6 +480,67 @@ fn conditions_tell_who_announces() {
     world.replicas[0].index.nodes.replaced(vec![node("n2", Vec::new())]);
     world.settle(0);
     assert_eq!(message(&world), ("False".into(), "1.0.0.0 is announced by no node".into()));
+}
+
+/// What a replica's plan reports, as words of the events.
+fn events(world: &World) -> Vec<(&'static str, String)> {
+    let steps = world.plan(0).tasks.into_iter().flat_map(|task| task.steps);
+    let reports = steps.filter_map(|step| if let Step::Report(report) = step { Some(report) } else { None });
+    reports.map(|report| (report.reason, report.message)).collect()
+}
+
+#[test]
+fn what_nodes_cannot_program_is_one_condition_and_one_event_on_any_service() {
+    let mut world = World::new(1);
+    world.put_pool(pool("a", 1, "addresses: [1.0.0.0/24]"));
+    world.put_service(service("balanced", 3, LB, "{}"));
+    world.put_service(service(
+        "internal",
+        4,
+        "{type: ClusterIP, clusterIP: 172.30.0.7, clusterIPs: [172.30.0.7]}",
+        "{}",
+    ));
+    let node = |name: &str, troubled: &[&str]| super::super::index::NodeObject {
+        node: name.into(),
+        resource_version: "1".into(),
+        announcements: Vec::new(),
+        troubles: troubled
+            .iter()
+            .map(|service| super::super::index::Trouble {
+                service: ServiceKey::new("default", *service),
+                reason: "RefusedByKernel".into(),
+                message: "no".into(),
+            })
+            .collect(),
+    };
+    let told = |world: &World, name: &str| {
+        let conditions = &world.services[&ServiceKey::new("default", name)].conditions;
+        let condition = conditions.iter().find(|condition| condition.type_ == conditions::PROGRAMMED);
+        condition.map(|condition| (condition.status.clone(), condition.reason.clone(), condition.message.clone()))
+    };
+    world.replicas[0].index.nodes.replaced(vec![node("n1", &[])]);
+    world.settle(0);
+    assert_eq!((told(&world, "balanced"), told(&world, "internal")), (None, None));
+
+    let both = ["balanced", "internal", "gone"];
+    world.replicas[0].index.nodes.replaced(vec![node("n1", &both)]);
+    let expected = ("NotProgrammed", "RefusedByKernel: on n1: no".to_owned());
+    assert_eq!(events(&world), [expected.clone(), expected]);
+    world.settle(0);
+    let on_one = Some(("False".to_owned(), "RefusedByKernel".to_owned(), "on n1: no".to_owned()));
+    assert_eq!((told(&world, "balanced"), told(&world, "internal")), (on_one.clone(), on_one));
+
+    // Another node is another message, and no event.
+    world.replicas[0].index.nodes.replaced(vec![node("n1", &both), node("n2", &both)]);
+    assert_eq!(events(&world), []);
+    world.settle(0);
+    assert_eq!(told(&world, "internal").unwrap().2, "on n1, n2: no");
+
+    world.replicas[0].index.nodes.replaced(vec![node("n1", &[]), node("n2", &[])]);
+    assert_eq!(events(&world).iter().map(|(reason, _)| *reason).collect::<Vec<_>>(), ["Programmed", "Programmed"]);
+    world.settle(0);
+    assert_eq!((told(&world, "balanced"), told(&world, "internal")), (None, None));
+    assert_eq!(world.shown("balanced"), ["1.0.0.0"]);
 }
 
 /// Something that happens.

@@ -390,3 +390,22 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_others() {
         assert!(programmer.apply(&entries(), &Scope::All, &node()).unwrap().is_rebuilt);
     });
 }
+
+#[test]
+fn rules_that_are_asked_for_print_load_again_and_replace_a_table_without_them() {
+    in_new_namespace(|| {
+        drop(programmed(&entries()));
+        let options = Options { reset_mid_stream: true, drop_invalid: true };
+        let mut programmer = Programmer::new().unwrap().with_options(options);
+        assert!(programmer.apply(&entries(), &Scope::All, &node()).unwrap().is_rebuilt);
+        let again = Programmer::new().unwrap().with_options(options).apply(&entries(), &Scope::All, &node()).unwrap();
+        assert_eq!((again.deleted, again.added, again.is_rebuilt), (0, 0, false));
+        let (text, sorted) = (listing(), sorted_listing());
+        assert_eq!(text.matches("reject with tcp reset").count(), 2, "{text}");
+        assert_eq!(text.matches("ct state invalid").count(), 4, "{text}");
+        in_new_namespace(|| {
+            nft(&["-f", "-"], &text);
+            assert_eq!(sorted_listing(), sorted);
+        });
+    });
+}

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use super::elements::echo_protocol;
 use super::ids::ID_MASK;
 use super::layout;
+use super::options::Options;
 use crate::model::{Family, Protocol};
 use crate::netlink::nf_tables::{
     Chain, Compared, ConntrackKey, Expression, Fib, Header, Hook, MetaKey, Register, Verdict,
@@ -29,28 +30,31 @@ type Rules = Vec<Vec<Expression>>;
 /// Protocols with ports that Services may have.
 const PROTOCOLS: [u8; 3] = [Protocol::Tcp.number(), Protocol::Udp.number(), Protocol::Sctp.number()];
 
+/// `ct state invalid`.
+const STATE_INVALID: u32 = 1;
 /// `ct state new`.
 const STATE_NEW: u32 = 8;
 /// `ct status dnat`.
 const STATUS_DNAT: u32 = 0x20;
 
 const PREROUTING: u32 = 0;
+const FORWARD: u32 = 2;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
 const R0: Register = Register(0);
 const R1: Register = Register(1);
 
-/// The chains that are always there.
-pub fn chains(family: Family) -> Vec<ChainRules> {
+/// The chains that are always there, with the rules that the options ask for.
+pub fn chains(family: Family, options: Options) -> Vec<ChainRules> {
     let rules = RulesOf { family };
-    vec![
+    let mut chains = vec![
         plain("no_endpoint", rules.no_endpoint()),
         plain("guard", rules.guard()),
         plain("turn_inside", RulesOf::turn_inside()),
         plain("short_circuit", rules.short_circuit()),
         plain("guarded_short_circuit", RulesOf::guarded_short_circuit()),
-        plain("frontend", RulesOf::frontend()),
+        plain("frontend", RulesOf::frontend(options)),
         plain("unlisted", rules.unlisted()),
         plain("unlisted_served", rules.unlisted_served()),
         plain("nodeport", rules.node_port()),
@@ -66,7 +70,11 @@ pub fn chains(family: Family) -> Vec<ChainRules> {
         base("nat_output", "nat", OUTPUT, -100, rules.dispatch()),
         base("nat_postrouting", "nat", POSTROUTING, 100, RulesOf::translated_connections()),
         base("filter_postrouting", "filter", POSTROUTING, 110, RulesOf::clear_priority()),
-    ]
+    ];
+    if options.drop_invalid {
+        chains.push(base("filter_forward", "filter", FORWARD, -110, rules.invalid_packets()));
+    }
+    chains
 }
 
 /// The name of the chain for a number of slots.
@@ -191,9 +199,14 @@ impl RulesOf {
 
     /// `ct state new`
     fn is_new() -> [Expression; 3] {
+        Self::is_in(STATE_NEW)
+    }
+
+    /// `ct state …`
+    fn is_in(state: u32) -> [Expression; 3] {
         [
             Expression::Conntrack(ConntrackKey::State, R0),
-            Expression::And(R0, STATE_NEW),
+            Expression::And(R0, state),
             Expression::Compare(R0, Compared::NotEqual, 0),
         ]
     }

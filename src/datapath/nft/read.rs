@@ -2,6 +2,7 @@
 
 use super::decode;
 use super::layout::{SLOT_CHAINS, sets, table};
+use super::options::Options;
 use super::write::layout_comment;
 use crate::datapath::plan::Found;
 use crate::model::Family;
@@ -13,9 +14,9 @@ use crate::netlink::nf_tables::{Connection, ConnectionError};
 /// # Errors
 ///
 /// When the kernel does not answer, refuses, or is never done with a dump before the next change.
-pub fn found(connection: &mut Connection, family: Family) -> Result<Option<Found>, ConnectionError> {
+pub fn found(connection: &mut Connection, family: Family, options: Options) -> Result<Option<Found>, ConnectionError> {
     let Some(dumped) = connection.table(table(family))? else { return Ok(None) };
-    if dumped.comment != Some(layout_comment(family)) {
+    if dumped.comment != Some(layout_comment(family, options)) {
         return Ok(None);
     }
     let dumped = connection.elements(table(family), SLOT_CHAINS)?;

@@ -124,11 +124,13 @@ pub enum Expression {
     Conntrack(ConntrackKey, Register),
     /// Keeps the bits of the mask, in the machine's byte order.
     And(Register, u32),
+    /// Keeps the bits of the mask in a single byte.
+    AndByte(Register, u8),
     /// Turns 32 bits from the machine's to network order.
     ToNetworkOrder(Register),
     /// Compares with 32 bits in the machine's byte order.
     Compare(Register, Compared, u32),
-    /// Compares with one byte.
+    /// Compares with a single byte.
     CompareByte(Register, Compared, u8),
     /// Goes on if the set has the key that begins in the register.
     Contained(Register, &'static str),
@@ -171,6 +173,8 @@ pub enum Expression {
     MasqueradeFullyRandom,
     /// Answers with ICMP port unreachable and drops the packet.
     RejectPortUnreachable(Family),
+    /// Answers a TCP segment with a reset and drops it; an RST is dropped without one.
+    RejectTcpReset,
 }
 
 /// A set or map that stands inside a rule.
@@ -230,6 +234,13 @@ impl Expression {
                 put_u32(out, 3, 4);
                 put_nested(out, 4, |out| put(out, DATA_VALUE, &mask.to_ne_bytes()));
                 put_nested(out, 5, |out| put(out, DATA_VALUE, &[0; 4]));
+            }),
+            Self::AndByte(register, mask) => encode(out, "bitwise", |out| {
+                put_u32(out, 1, register.number());
+                put_u32(out, 2, register.number());
+                put_u32(out, 3, 1);
+                put_nested(out, 4, |out| put(out, DATA_VALUE, &[*mask]));
+                put_nested(out, 5, |out| put(out, DATA_VALUE, &[0]));
             }),
             Self::ToNetworkOrder(register) => encode(out, "byteorder", |out| {
                 put_u32(out, 1, register.number());
@@ -298,6 +309,11 @@ impl Expression {
                         Family::V6 => 4,
                     }],
                 );
+            }),
+            // `NFT_REJECT_TCP_RST`
+            Self::RejectTcpReset => encode(out, "reject", |out| {
+                put_u32(out, 1, 1);
+                put(out, 2, &[0]);
             }),
         }
     }

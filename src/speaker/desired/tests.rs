@@ -9,7 +9,7 @@ use crate::model::endpoints::{Conditions, EndpointSlice, SliceEndpoint, SliceKey
 use crate::model::link::{Link, Links, Mac, Unusable};
 use crate::model::programmed::Programmed;
 use crate::names::PoolName;
-use crate::speaker::index::{AnnouncedService, Change, Observation, PoolLabels, SeenNode, UsableEndpoints};
+use crate::speaker::index::{AnnouncedService, Change, Observation, PoolLabels, UsableEndpoints};
 use crate::speaker::interfaces::NoInterface;
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -103,7 +103,7 @@ fn links() -> Links {
 /// A cluster of these nodes, all alive, with an advertisement of everything.
 fn cluster(nodes: &[&str]) -> Index {
     let mut index = Index::default();
-    let seen = nodes.iter().map(|name| SeenNode { node: node(name), uid: String::new() });
+    let seen = nodes.iter().map(|name| node(name));
     let lives = nodes.iter().map(|name| (NodeName::new(*name), Life::Serving)).collect();
     for observation in [
         Observation::Node(Change::Replaced(seen.collect())),
@@ -198,14 +198,14 @@ fn every_no_has_its_reason() {
     let edit_node = |edit: fn(&mut Node)| {
         let mut node = node("iris1");
         edit(&mut node);
-        Observation::Node(Change::Applied(SeenNode { node, uid: String::new() }))
+        Observation::Node(Change::Applied(node))
     };
     let excluded = |exclusion| Silence::NodeExcluded(exclusion);
     let cases: Vec<(Observation, Silence)> = vec![
         (
-            Observation::Node(Change::Applied(SeenNode {
-                node: Node { addresses: vec!["10.20.30.1".parse().unwrap()], ..node("iris9") },
-                uid: String::new(),
+            Observation::Node(Change::Applied(Node {
+                addresses: vec!["10.20.30.1".parse().unwrap()],
+                ..node("iris9")
             })),
             Silence::AddressOfNode { node: "iris9".into() },
         ),
@@ -369,7 +369,7 @@ fn any_cluster() -> impl Strategy<Value = Index> {
         for (name, (life, is_excluded)) in names.iter().zip(lives) {
             members.nodes.insert(NodeName::new(name.as_str()), life);
             let node = Node { is_excluded, ..node(name) };
-            index.observe(Observation::Node(Change::Applied(SeenNode { node, uid: String::new() })));
+            index.observe(Observation::Node(Change::Applied(node)));
         }
         index.observe(Observation::Members(Arc::new(members)));
         let specs = ["{}", "{serviceSelectors: [{matchLabels: {app: s1}}]}", "{interfaces: ['e*']}"];

@@ -1,10 +1,13 @@
 //! Programs the kernel: one transaction per turn, the whole table after a failure, and without an entry that it refuses.
 
+mod memory;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use thiserror::Error;
 
+use self::memory::Forgetting;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
@@ -55,6 +58,8 @@ pub struct Report {
     pub deleted: usize,
     /// Elements that came.
     pub added: usize,
+    /// Clients that do not keep their endpoint: it went, or its Service ended session affinity or changed its timeout.
+    pub forgotten: usize,
     /// The whole table was made anew.
     pub is_rebuilt: bool,
     /// Entries that are not programmed, with the reason. Each is tried again when it changes or at a resync.
@@ -72,6 +77,7 @@ pub struct Programmer {
     belief: Belief,
     quarantined: BTreeMap<EntryKey, Quarantine>,
     programmed: Programmed,
+    forgetting: Forgetting,
 }
 
 /// How many ports of each address are in the kernel.
@@ -126,6 +132,7 @@ impl Programmer {
             belief: Belief::default(),
             quarantined: BTreeMap::new(),
             programmed: Programmed::default(),
+            forgetting: Forgetting::default(),
         })
     }
 
@@ -170,6 +177,17 @@ impl Programmer {
             .attempt(entries, &Scope::All, node)
             .map_err(|source| ApplyError::Entries { entries: entries.len(), source })?;
         Ok(Report { is_rebuilt: true, ..report })
+    }
+
+    /// Whether [`Self::settle`] has something to do, or any next turn.
+    pub fn is_unsettled(&self) -> bool {
+        self.forgetting.is_pending()
+    }
+
+    /// Deletes from the memory of session affinity what packets put there while the last change was made. Tells how many
+    /// clients were forgotten.
+    pub fn settle(&mut self) -> usize {
+        self.forgetting.run(&mut self.connection, &self.belief, &Transaction::default(), false)
     }
 
     /// Whether clients may dial an address now: it is in the kernel, as far as the last transaction that it took.
@@ -240,9 +258,11 @@ impl Programmer {
             }
             self.programmed.follow(&transaction);
         }
+        let is_all = *scope == Scope::All;
+        let forgotten = self.forgetting.run(&mut self.connection, &self.belief, &transaction, is_all);
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
         let (deleted, added) = transaction.size();
-        Ok(Report { deleted, added, is_rebuilt, quarantined: self.quarantined.clone() })
+        Ok(Report { deleted, added, forgotten, is_rebuilt, quarantined: self.quarantined.clone() })
     }
 
     fn plan(

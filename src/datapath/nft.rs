@@ -22,6 +22,7 @@
 //! commit. So a change costs what it changes, however many Services there are.
 
 pub mod chains;
+pub mod classes;
 pub mod compose;
 pub mod decode;
 pub mod elements;

@@ -1,12 +1,13 @@
 //! The chains and their rules, each as nft would print it and as it is built.
 //!
-//! All are always there, save that a chain `slotsN` comes with the first Service that has N endpoints. Names must not be words of nft's grammar, or its listing does not load again.
+//! All are always there, save that a chain `slotsN` comes with the first Service that has N endpoints, and where clients
+//! keep their endpoint for T seconds `stickyN_T` and `learnT`. Names must not be words of nft's grammar, or its listing does not load again.
 
+mod affinity;
 mod filter;
 mod nat;
 
-use std::borrow::Cow;
-
+use super::classes::Purpose;
 use super::elements::echo_protocol;
 use super::ids::ID_MASK;
 use super::layout;
@@ -68,6 +69,8 @@ pub fn chains(family: Family, options: Options) -> Vec<ChainRules> {
         base("filter_output", "filter", OUTPUT, -110, RulesOf::new_connections()),
         base("nat_prerouting", "nat", PREROUTING, -100, rules.dispatch()),
         base("nat_output", "nat", OUTPUT, -100, rules.dispatch()),
+        base("learn_prerouting", "filter", PREROUTING, -99, RulesOf::learn()),
+        base("learn_output", "filter", OUTPUT, -99, RulesOf::learn()),
         base("nat_postrouting", "nat", POSTROUTING, 100, RulesOf::translated_connections()),
         base("filter_postrouting", "filter", POSTROUTING, 110, RulesOf::clear_priority()),
     ];
@@ -77,33 +80,17 @@ pub fn chains(family: Family, options: Options) -> Vec<ChainRules> {
     chains
 }
 
-/// The name of the chain for a number of slots.
-pub fn slots_chain_name(slots: u32) -> Cow<'static, str> {
-    format!("slots{slots}").into()
-}
-
-/// The number of slots that a chain is for.
-pub fn slots_of_chain_name(name: &str) -> Option<u32> {
-    name.strip_prefix("slots")?.parse().ok().filter(|slots| *slots > 0)
-}
-
-/// The chain that picks one of a number of slots.
-pub fn slots_chain(family: Family, slots: u32) -> ChainRules {
-    let chain = Chain { name: slots_chain_name(slots), hook: None };
-    let rules = vec![
-        // meta priority set meta priority & c00f:ffff
-        keep_of_priority(ID_MASK),
-        // meta l4proto { tcp, udp, sctp } dnat ip to meta priority . numgen random mod 3 map @endpoints
-        vec![
-            Expression::Meta(MetaKey::Protocol, R0),
-            Expression::ProtocolIn(R0, &PROTOCOLS),
-            Expression::Meta(MetaKey::Priority, R0),
-            Expression::Random(R1, slots),
-            Expression::Map(R0, layout::ENDPOINTS),
-            Expression::Dnat { family, address: R0, port: behind_address(family) },
-        ],
-    ];
-    ChainRules { chain, rules }
+/// The chain of a class.
+pub fn chain_of(family: Family, purpose: Purpose) -> ChainRules {
+    let rules = RulesOf { family };
+    let rules = match purpose {
+        Purpose::Learn(memory) => rules.remember(memory.recall),
+        Purpose::Slots { slots, memory: None } => vec![keep_of_priority(ID_MASK), rules.pick_slot(slots)],
+        Purpose::Slots { slots, memory: Some(memory) } => {
+            vec![RulesOf::ask_for(memory.class), rules.take_remembered(memory.recall), rules.pick_slot(slots)]
+        }
+    };
+    ChainRules { chain: Chain { name: purpose.chain_name(), hook: None }, rules }
 }
 
 fn plain(name: &'static str, rules: Rules) -> ChainRules {

@@ -4,9 +4,10 @@ use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
 
-use super::chains::{ChainRules, chains, slots_chain, slots_chain_name};
+use super::chains::{ChainRules, chain_of, chains};
+use super::classes::{Memory, Purpose, Recall};
 use super::ids::Class;
-use super::layout::{SLOT_CHAINS, sets, table};
+use super::layout::{LEARNERS, SLOT_CHAINS, sets, table};
 use super::options::Options;
 use crate::datapath::plan::{TableChange, Transaction};
 use crate::model::Family;
@@ -35,7 +36,14 @@ pub fn cleanup_batch(families: &[Family]) -> Batch {
 pub fn layout_comment(family: Family, options: Options) -> String {
     let mut batch = Batch::new();
     write_structure(&mut batch, family, options, "");
-    write_slots(&mut batch, family, 1, Class::REJECT);
+    let memory = Memory { class: Class::REJECT, recall: Recall { seconds: 1, port: Some(1) } };
+    for purpose in [
+        Purpose::Learn(memory),
+        Purpose::Slots { slots: 1, memory: None },
+        Purpose::Slots { slots: 1, memory: Some(memory) },
+    ] {
+        write_class(&mut batch, family, purpose, Class::REJECT);
+    }
     let mut hasher = SipHasher13::new();
     hasher.write(batch.bytes());
     format!("layout {:016x}", hasher.finish())
@@ -49,8 +57,8 @@ fn write_table(batch: &mut Batch, change: &TableChange, options: Options) {
         batch.delete_table(table(family));
         write_structure(batch, family, options, &layout_comment(family, options));
     }
-    for (slots, class) in &change.new_classes {
-        write_slots(batch, family, *slots, *class);
+    for (purpose, class) in &change.new_classes {
+        write_class(batch, family, *purpose, *class);
     }
     for elements in change.deleted.chunk_by(|left, right| left.set() == right.set()).rev() {
         if let Some(first) = elements.first() {
@@ -81,14 +89,18 @@ fn write_structure(batch: &mut Batch, family: Family, options: Options, comment:
     }
 }
 
-fn write_slots(batch: &mut Batch, family: Family, slots: u32, class: Class) {
-    let chain = slots_chain(family, slots);
+fn write_class(batch: &mut Batch, family: Family, purpose: Purpose, class: Class) {
+    let chain = chain_of(family, purpose);
+    let map = match purpose {
+        Purpose::Learn(_) => LEARNERS,
+        Purpose::Slots { .. } => SLOT_CHAINS,
+    };
     batch.add_chain(table(family), &chain.chain);
     write_rules(batch, family, &chain);
-    batch.add_elements(table(family), SLOT_CHAINS, [class], |class, writer| {
+    batch.add_elements(table(family), map, [class], |class, writer| {
         writer.write(|element| {
             element.key(&class.priority().to_ne_bytes());
-            element.verdict(&Verdict::Goto(slots_chain_name(slots)));
+            element.verdict(&Verdict::Goto(purpose.chain_name()));
         });
     });
 }

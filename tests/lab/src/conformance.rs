@@ -366,10 +366,18 @@ struct Kept {
 
 /// Our version, with the commit if git knows it.
 fn version() -> Result<String> {
-    let mut git = Command::new("git");
-    git.args(["describe", "--always", "--dirty"]).current_dir(source_root()?);
-    let commit = crate::run::run(&mut git).map(|text| format!(" ({})", text.trim())).unwrap_or_default();
-    Ok(format!("{}{commit}", env!("CARGO_PKG_VERSION")))
+    let version = env!("CARGO_PKG_VERSION");
+    if std::env::var_os("STEELYARD_BIN").is_some() {
+        return Ok(format!("{version}, of a binary that was given"));
+    }
+    let root = source_root()?;
+    let git = |arguments: &[&str]| crate::run::run(Command::new("git").args(arguments).current_dir(&root)).ok();
+    let Some(commit) = git(&["rev-parse", "--short", "HEAD"]) else { return Ok(version.to_owned()) };
+    // Documents make no other program; the run before this one wrote some.
+    let changes =
+        git(&["status", "--porcelain", "--", "src", "charts", "Cargo.toml", "Cargo.lock"]).unwrap_or_default();
+    let changed = if changes.is_empty() { "" } else { ", changed" };
+    Ok(format!("{version} ({}{changed})", commit.trim()))
 }
 
 /// Addresses for the specs that ask for some.

@@ -5,6 +5,7 @@ pub mod controller;
 pub mod crds;
 pub mod forwarding;
 pub mod node;
+pub mod trace;
 
 use std::error::Error;
 use std::io::Write as _;
@@ -35,6 +36,7 @@ enum Command {
     Controller(controller::Controller),
     Node(node::Node),
     Crds(crds::Crds),
+    Trace(trace::Trace),
 }
 
 impl Cli {
@@ -43,16 +45,21 @@ impl Cli {
         if let Err(error) = telemetry::install(&self.log, self.log_format) {
             return fail(&format!("--log: {error}"));
         }
-        let result: Result<(), Box<dyn Error>> = match self.command {
-            Command::Controller(controller) => controller.run().await.map_err(Into::into),
-            Command::Node(node) => node.run().await.map_err(Into::into),
-            Command::Crds(crds) => crds.run().map_err(Into::into),
+        let result: Result<ExitCode, Box<dyn Error>> = match self.command {
+            Command::Controller(controller) => controller.run().await.map(succeeded).map_err(Into::into),
+            Command::Node(node) => node.run().await.map(succeeded).map_err(Into::into),
+            Command::Crds(crds) => crds.run().map(succeeded).map_err(Into::into),
+            Command::Trace(trace) => trace.run().await.map_err(Into::into),
         };
         match result {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => code,
             Err(error) => fail(&telemetry::chain(error.as_ref())),
         }
     }
+}
+
+const fn succeeded((): ()) -> ExitCode {
+    ExitCode::SUCCESS
 }
 
 fn fail(message: &str) -> ExitCode {

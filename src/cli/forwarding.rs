@@ -1,6 +1,6 @@
 //! Flags that say how a node forwards: those with which the agents run, and with which `trace` follows a packet.
 
-use clap::ArgAction;
+use clap::{ArgAction, Parser as _};
 use ipnet::IpNet;
 
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
@@ -25,7 +25,28 @@ pub struct ForwardingArgs {
     answer_ping: bool,
 }
 
+/// The arguments of an agent, of which only these matter here.
+#[derive(Debug, clap::Parser)]
+#[command(no_binary_name = true)]
+struct AgentArgs {
+    #[command(flatten)]
+    forwarding: ForwardingArgs,
+}
+
 impl ForwardingArgs {
+    /// Finds them among the arguments with which the chart runs the agents, each `--flag` or `--flag=value`.
+    pub fn of_agent(arguments: &[String]) -> Option<Self> {
+        const OURS: [&str; 4] = ["--cluster-cidr", "--node-port-address", "--masquerade-all", "--answer-ping"];
+        let name = |argument: &str| argument.split('=').next().unwrap_or_default().to_owned();
+        let ours = arguments.iter().filter(|argument| OURS.contains(&name(argument).as_str()));
+        AgentArgs::try_parse_from(ours).ok().map(|agent| agent.forwarding)
+    }
+
+    /// Whether nothing was set.
+    pub fn is_default(&self) -> bool {
+        self.cluster_cidrs.is_empty() && self.node_port_addresses.is_empty() && !self.masquerade_all && self.answer_ping
+    }
+
     /// As the datapath takes them.
     pub fn settings(&self) -> Settings {
         Settings {

@@ -1,6 +1,7 @@
 //! What happens to a packet: follows the first packet of a new connection through the desired state and names every
 //! rule that it met. Serves `steelyard trace` and the tests that hold the kernel to the same answer.
 
+mod nearby;
 mod step;
 
 use std::collections::BTreeSet;
@@ -12,7 +13,8 @@ use super::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePort
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
 
-pub use self::step::{Masquerade, Step};
+pub use self::nearby::{Near, nearby, not_proxied};
+pub use self::step::{Kept, Masquerade, Step};
 
 /// The first packet of a new connection as it enters this node, or leaves it where the node itself sends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +167,7 @@ impl<'a> Run<'a> {
             TrafficPolicy::Local => &entry.local,
         };
         match target {
-            Target::Endpoints(endpoints) => self.choose(entry, policy, endpoints, masquerade),
+            Target::Endpoints(endpoints) => self.choose(entry, treatment, policy, (endpoints, masquerade)),
             Target::Drop => {
                 self.steps.push(Step::NoneHere { policy });
                 Verdict::Drop
@@ -226,21 +228,30 @@ impl<'a> Run<'a> {
         Some(ranges.find(|range| range.contains(&self.packet.source)).copied())
     }
 
+    fn why_kept(&self, treatment: Treatment) -> Kept {
+        match (self.pod_range(), treatment) {
+            (Some(Some(range)), _) => Kept::Pod { range },
+            (Some(None) | None, Treatment::External { .. }) => Kept::PolicyLocal,
+            (Some(None) | None, Treatment::Internal(_)) => Kept::CannotTell,
+        }
+    }
+
     fn choose(
         &mut self,
         entry: &ForwardingEntry,
+        treatment: Treatment,
         policy: TrafficPolicy,
-        endpoints: &BTreeSet<SocketAddr>,
-        masquerade: Option<Masquerade>,
+        (endpoints, masquerade): (&BTreeSet<SocketAddr>, Option<Masquerade>),
     ) -> Verdict {
         let source = self.packet.source;
         if let Some(timeout) = entry.affinity {
             self.steps.push(Step::Affinity { source, timeout });
         }
         self.steps.push(Step::Endpoints { policy, count: endpoints.len() });
-        if let Some(reason) = masquerade {
-            self.steps.push(Step::Masquerade { reason });
-        }
+        self.steps.push(match masquerade {
+            Some(reason) => Step::Masquerade { reason },
+            None => Step::SourceKept { reason: self.why_kept(treatment) },
+        });
         let is_hairpin = |endpoint: &&SocketAddr| endpoint.ip() == source && entry.local_addresses.contains(&source);
         let hairpins: BTreeSet<SocketAddr> = endpoints.iter().filter(is_hairpin).copied().collect();
         for endpoint in hairpins.iter().filter(|_| masquerade.is_none()) {

@@ -54,6 +54,7 @@ fn a_pod_that_may_meet_itself_is_told_so() {
         [
             "172.30.0.1:80/TCP is service ns/web:http/TCP, internalTrafficPolicy Cluster",
             "one of 2 endpoints of policy Cluster",
+            "not masqueraded, the endpoint sees the client: the client is a pod (10.0.0.0/24)",
             "masqueraded if sent to 10.0.0.1:80, which is the client itself",
         ]
     );

@@ -12,6 +12,7 @@ mod watches;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{ArgAction, ValueEnum};
 use prometheus_client::registry::Registry;
@@ -30,6 +31,7 @@ use crate::membership::{self, Membership, Timing};
 use crate::model::programmed::Programmed;
 use crate::names::NodeName;
 use crate::netlink::links::{self, LinksError};
+use crate::netlink::nf_tables::ConnectionError;
 use crate::runtime::admin::{self, AdminError, Readiness};
 use crate::runtime::node_announcement;
 use crate::runtime::node_report::NodeReports;
@@ -50,6 +52,9 @@ Examples:
 
 /// The part that writes the `NodeAnnouncement`.
 const WRITER: &str = "writer of the node announcement";
+
+/// An agent at work has put its tables right by then.
+const REPAIRED_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whether this agent forwards Service traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -107,9 +112,15 @@ pub enum NodeError {
     /// The datapath could not start.
     #[error("failed to start the datapath")]
     Datapath(#[source] ApplyError),
+    /// Changes of our tables by others would go unnoticed.
+    #[error("failed to follow the changes of nf_tables")]
+    Listener(#[source] ConnectionError),
     /// Rules of an earlier run would go on forwarding to endpoints of then.
     #[error("failed to remove the datapath of an earlier run")]
     Cleanup(#[source] ApplyError),
+    /// What was deleted is back.
+    #[error("an agent runs on this machine and has made its nf_tables tables again: stop it first")]
+    StillRunning,
     /// There is nobody to announce or forward for.
     #[error("--node-name is missing")]
     NoNodeName,
@@ -134,7 +145,7 @@ impl Node {
     /// When the agent cannot start, or a part ends unasked.
     pub async fn run(self) -> Result<(), NodeError> {
         if self.cleanup {
-            return cleanup();
+            return cleanup_for_good().await;
         }
         let name = self.node_name.as_deref().map(NodeName::new).ok_or(NodeError::NoNodeName)?;
         if self.datapath == DatapathMode::Off {
@@ -155,9 +166,10 @@ impl Node {
             DatapathMode::On => {
                 let metrics = datapath::metrics::Metrics::register(&mut registry);
                 let outputs = Outputs { programmed, problems: reports.reporter("datapath", "programming") };
-                let datapath = Datapath::new(name.clone(), self.forwarding.settings(), outputs, metrics)
+                let mut datapath = Datapath::new(name.clone(), self.forwarding.settings(), outputs, metrics)
                     .map_err(NodeError::Datapath)?;
-                let events = watches.for_datapath(&client, links.clone(), &mut parts);
+                let listener = datapath.listen().map_err(NodeError::Datapath)?;
+                let events = watches.for_datapath(&client, links.clone(), listener, &mut parts);
                 let stopped = stop.clone();
                 parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
             }
@@ -216,6 +228,14 @@ impl Node {
         parts.spawn(async move { task.await.map(|()| "membership").map_err(Into::into) });
         membership
     }
+}
+
+/// Deletes our tables, and looks whether they stay away: an agent that runs makes them again at once.
+async fn cleanup_for_good() -> Result<(), NodeError> {
+    cleanup()?;
+    tokio::time::sleep(REPAIRED_WITHIN).await;
+    let back = Programmer::new().and_then(|mut programmer| programmer.tables()).map_err(NodeError::Cleanup)?;
+    if back.is_empty() { Ok(()) } else { Err(NodeError::StillRunning) }
 }
 
 /// Deletes our tables, so that nothing goes on forwarding as it was when they were last written.

@@ -81,6 +81,11 @@ impl Desired {
         self.owners.conflicts()
     }
 
+    /// A number that is another one whenever [`Self::conflicts`] may have changed: most turns need not look.
+    pub const fn disputes(&self) -> u64 {
+        self.owners.disputes()
+    }
+
     /// Takes in what changed since the last turn. The settings must be the same in every turn.
     ///
     /// Costs as much as the Services named in `changes`, and those that gain or lose a frontend by them. Before this

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::apply::{ApplyError, Programmer, Quarantine, Report};
 use super::desired::{Conflict, Desired};
@@ -14,12 +15,14 @@ use super::index::Index;
 use super::metrics::Metrics;
 use super::plan;
 use super::problems::problems;
+use super::repairs::{Due, Repairs, Retry};
 use super::settings::Settings;
 use super::watch::Event;
 use crate::model::node::Node;
 use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
+use crate::netlink::nf_tables::{Foreign, Listener};
 use crate::runtime::node_report::Reporter;
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
@@ -39,7 +42,13 @@ pub struct Datapath {
     programmer: Programmer,
     outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
+    /// [`Desired::disputes`] when the conflicts were last looked at.
+    disputes: Option<u64>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    retry: Retry,
+    repairs: Repairs,
+    /// Who touched our tables since the last repair, as far as known.
+    intruder: Option<Foreign>,
     metrics: Metrics,
 }
 
@@ -77,9 +86,21 @@ impl Datapath {
             programmer: Programmer::new()?,
             outputs,
             conflicts: BTreeSet::new(),
+            disputes: None,
             quarantined: BTreeMap::new(),
+            retry: Retry::default(),
+            repairs: Repairs::default(),
+            intruder: None,
             metrics,
         })
+    }
+
+    /// A listener to what others do to our tables; what it hears is to come back as [`Event::Foreign`].
+    ///
+    /// # Errors
+    /// When the kernel does not let us listen.
+    pub fn listen(&mut self) -> Result<Listener, ApplyError> {
+        self.programmer.listen()
     }
 
     fn observe_node(&mut self, node: Node) {
@@ -105,15 +126,45 @@ impl Datapath {
     /// Tells the others what is in the kernel now.
     fn publish(&self) {
         self.outputs.programmed.send_if_modified(|known| {
-            let now = Programmed::These(self.programmer.programmed_addresses().collect());
+            // Nobody announces a cluster IP.
+            let now = Programmed::These(self.programmer.external_addresses().clone());
             let is_new = **known != now;
             *known = Arc::new(now);
             is_new
         });
     }
 
+    /// When a turn is due though nothing else happens.
     fn next(&self) -> Next {
-        if self.programmer.is_unsettled() { Next::After(SETTLE) } else { Next::OnEvent }
+        let now = Instant::now();
+        let repair = match self.repairs.due(now) {
+            Due::No => None,
+            Due::Now => Some(Duration::ZERO),
+            Due::After(pause) => Some(pause),
+        };
+        let settle = self.programmer.is_unsettled().then_some(SETTLE);
+        let pauses = [repair, self.retry.pause(now), settle];
+        pauses.into_iter().flatten().min().map_or(Next::OnEvent, Next::After)
+    }
+
+    /// Says what others did, now that it is undone.
+    fn repaired(&mut self, report: &Report, began: Instant) {
+        let is_changed = report.is_rebuilt || report.added + report.deleted > 0;
+        let is_delayed = self.repairs.done(began, began + began.elapsed());
+        let Some(intruder) = self.intruder.take() else { return };
+        self.metrics.repaired(is_changed, is_delayed);
+        if is_changed {
+            tracing::warn!(
+                by = %intruder,
+                added = report.added,
+                deleted = report.deleted,
+                rebuilt = report.is_rebuilt,
+                "another program changed our nf_tables tables, put right"
+            );
+        }
+        if is_delayed {
+            tracing::warn!(by = %intruder, "another program keeps changing our nf_tables tables, repairs have to wait");
+        }
     }
 
     /// Says what this turn did and who goes without.
@@ -128,21 +179,29 @@ impl Datapath {
                 "programmed"
             );
         }
-        let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
-        for conflict in conflicts.difference(&self.conflicts) {
-            tracing::warn!(%conflict, "two Services want one frontend");
+        let is_disputed = self.disputes != Some(self.desired.disputes());
+        if is_disputed {
+            self.follow_conflicts();
         }
-        self.metrics.contested(conflicts.len());
-        if conflicts != self.conflicts || report.quarantined != self.quarantined {
-            self.outputs.problems.report(problems(&conflicts, &report.quarantined));
+        if is_disputed || report.quarantined != self.quarantined {
+            self.outputs.problems.report(problems(&self.conflicts, &report.quarantined));
         }
-        self.conflicts = conflicts;
         for (key, reason) in &report.quarantined {
             if self.quarantined.get(key) != Some(reason) {
                 tracing::error!(entry = %key.port, family = %key.family, %reason, "a Service port is not programmed");
             }
         }
         self.quarantined = report.quarantined;
+    }
+
+    fn follow_conflicts(&mut self) {
+        let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
+        for conflict in conflicts.difference(&self.conflicts) {
+            tracing::warn!(%conflict, "two Services want one frontend");
+        }
+        self.metrics.contested(conflicts.len());
+        self.conflicts = conflicts;
+        self.disputes = Some(self.desired.disputes());
     }
 }
 
@@ -174,6 +233,11 @@ impl Component for Datapath {
             // A node whose own object was deleted forwards on as before.
             Event::Node(Seen::Removed(name)) => self.index.remove_peer(&name),
             Event::ServiceCidr(event) => self.observe_service_cidr(event),
+            Event::Foreign(foreign) => {
+                self.metrics.touched();
+                self.repairs.notice();
+                self.intruder = Some(foreign);
+            }
             Event::LocalAddresses(addresses) => {
                 self.index.set_local_addresses(addresses);
                 self.lists.local_addresses = true;
@@ -197,21 +261,33 @@ impl Component for Datapath {
                 everything
             }
         };
-        let update = self.desired.update(&self.index, &self.settings, &changes);
-        if scope == Scope::Changed && update.is_empty() {
+        let mut update = self.desired.update(&self.index, &self.settings, &changes);
+        if self.retry.is_due(now.monotonic) {
+            update.entries.extend(self.quarantined.keys().cloned());
+        }
+        let due = self.repairs.due(now.monotonic);
+        let is_repair = scope == Scope::Changed && due == Due::Now;
+        if scope == Scope::Changed && !is_repair && update.is_empty() {
             let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
             self.metrics.forgotten(forgotten);
             return Ok(self.next());
         }
-        let scope = match scope {
-            Scope::Resync => plan::Scope::All,
-            Scope::Changed => plan::Scope::Keys(update.entries),
-        };
+        let (entries, node) = (self.desired.entries(), self.desired.node());
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let report =
-            tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
+        let report = tokio::task::block_in_place(|| match scope {
+            Scope::Resync => self.programmer.apply(entries, &plan::Scope::All, node),
+            Scope::Changed if is_repair => self.programmer.repair(entries, &update.entries, node),
+            Scope::Changed => self.programmer.apply(entries, &plan::Scope::Update(update), node),
+        })?;
+        if is_repair || scope == Scope::Resync {
+            self.repaired(&report, now.monotonic);
+        }
+        self.retry.follow(!report.quarantined.is_empty(), now.monotonic);
         self.publish();
         self.report(report, now.monotonic.elapsed());
         Ok(self.next())
     }
 }
+
+#[cfg(test)]
+mod tests;

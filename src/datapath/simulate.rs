@@ -1,6 +1,7 @@
 //! What happens to a packet: follows the first packet of a new connection through the desired state and names every
 //! rule that it met. Serves `steelyard trace` and the tests that hold the kernel to the same answer.
 
+mod memory;
 mod nearby;
 mod step;
 
@@ -13,6 +14,7 @@ use super::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePort
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
 
+pub use self::memory::Memory;
 pub use self::nearby::{Near, nearby, not_proxied};
 pub use self::step::{Kept, Masquerade, Step};
 
@@ -67,12 +69,22 @@ pub struct Place<'a> {
     pub local_addresses: &'a BTreeSet<IpAddr>,
     /// Addresses that the node served until a moment ago; only its kernel knows how long that is.
     pub released: &'a BTreeSet<IpAddr>,
+    /// Which clients have been here before, where that is known.
+    pub memory: Option<&'a Memory>,
+}
+
+impl<'a> Place<'a> {
+    /// A node whose clients are all new, and that released nothing.
+    pub const fn new(desired: &'a Desired, local_addresses: &'a BTreeSet<IpAddr>) -> Self {
+        const NOTHING: &BTreeSet<IpAddr> = &BTreeSet::new();
+        Self { desired, local_addresses, released: NOTHING, memory: None }
+    }
 }
 
 /// Follows a packet.
 pub fn simulate(place: Place<'_>, packet: Packet) -> Trace {
-    let Place { desired, local_addresses, released } = place;
-    let mut run = Run { desired, node: desired.node(), local_addresses, released, packet, steps: Vec::new() };
+    let Place { desired, local_addresses, released, memory } = place;
+    let mut run = Run { desired, node: desired.node(), local_addresses, released, memory, packet, steps: Vec::new() };
     let verdict = run.follow();
     Trace { verdict, steps: run.steps }
 }
@@ -82,6 +94,7 @@ struct Run<'a> {
     node: &'a NodeForwarding,
     local_addresses: &'a BTreeSet<IpAddr>,
     released: &'a BTreeSet<IpAddr>,
+    memory: Option<&'a Memory>,
     packet: Packet,
     steps: Vec<Step>,
 }
@@ -91,7 +104,7 @@ impl<'a> Run<'a> {
         match self.find() {
             Some((key, frontend, treatment, entry)) => {
                 self.steps.push(Step::Frontend { frontend, entry: key.clone(), treatment });
-                self.forward(entry, treatment)
+                self.forward(key, entry, treatment)
             }
             None => self.refuse_or_pass(),
         }
@@ -153,7 +166,7 @@ impl<'a> Run<'a> {
         Verdict::Passthrough
     }
 
-    fn forward(&mut self, entry: &ForwardingEntry, treatment: Treatment) -> Verdict {
+    fn forward(&mut self, key: &EntryKey, entry: &ForwardingEntry, treatment: Treatment) -> Verdict {
         let (policy, masquerade) = match treatment {
             Treatment::Internal(policy) => (policy, self.masquerade_inside()),
             Treatment::External { is_filtered: true, .. } if !self.is_admitted(entry) => return Verdict::Drop,
@@ -167,7 +180,7 @@ impl<'a> Run<'a> {
             TrafficPolicy::Local => &entry.local,
         };
         match target {
-            Target::Endpoints(endpoints) => self.choose(entry, treatment, policy, (endpoints, masquerade)),
+            Target::Endpoints(endpoints) => self.choose((key, entry), (treatment, policy), endpoints, masquerade),
             Target::Drop => {
                 self.steps.push(Step::NoneHere { policy });
                 Verdict::Drop
@@ -236,18 +249,30 @@ impl<'a> Run<'a> {
         }
     }
 
+    fn remembered(&mut self, key: &EntryKey, entry: &ForwardingEntry, policy: TrafficPolicy) -> Option<SocketAddr> {
+        let source = self.packet.source;
+        self.steps.push(Step::Affinity { source, timeout: entry.affinity? });
+        self.memory?.endpoint_of(key, policy, source)
+    }
+
     fn choose(
         &mut self,
-        entry: &ForwardingEntry,
-        treatment: Treatment,
-        policy: TrafficPolicy,
-        (endpoints, masquerade): (&BTreeSet<SocketAddr>, Option<Masquerade>),
+        (key, entry): (&EntryKey, &ForwardingEntry),
+        (treatment, policy): (Treatment, TrafficPolicy),
+        endpoints: &BTreeSet<SocketAddr>,
+        masquerade: Option<Masquerade>,
     ) -> Verdict {
         let source = self.packet.source;
-        if let Some(timeout) = entry.affinity {
-            self.steps.push(Step::Affinity { source, timeout });
-        }
-        self.steps.push(Step::Endpoints { policy, count: endpoints.len() });
+        let endpoints = match self.remembered(key, entry, policy).filter(|endpoint| endpoints.contains(endpoint)) {
+            Some(endpoint) => {
+                self.steps.push(Step::Remembered { source, endpoint });
+                BTreeSet::from([endpoint])
+            }
+            None => {
+                self.steps.push(Step::Endpoints { policy, count: endpoints.len() });
+                endpoints.clone()
+            }
+        };
         self.steps.push(match masquerade {
             Some(reason) => Step::Masquerade { reason },
             None => Step::SourceKept { reason: self.why_kept(treatment) },
@@ -257,7 +282,7 @@ impl<'a> Run<'a> {
         for endpoint in hairpins.iter().filter(|_| masquerade.is_none()) {
             self.steps.push(Step::Hairpin { endpoint: *endpoint });
         }
-        Verdict::Dnat { endpoints: endpoints.clone(), masquerade: masquerade.is_some(), masquerade_when: hairpins }
+        Verdict::Dnat { endpoints, masquerade: masquerade.is_some(), masquerade_when: hairpins }
     }
 }
 

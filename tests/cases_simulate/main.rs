@@ -15,7 +15,6 @@ mod conntrack;
 mod flows;
 mod selection;
 
-use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use serde_json::Value;
@@ -91,8 +90,7 @@ fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tall
     };
     for (name, flow) in &scenario.flows {
         let result = flow.clone().and_then(|flow| {
-            let place =
-                Place { desired: &world.desired, local_addresses: &world.local_addresses, released: &BTreeSet::new() };
+            let place = Place::new(&world.desired, &world.local_addresses);
             let trace = simulate(place, flow.packet);
             flow.expect.check(&trace.verdict).map_err(|error| {
                 let steps: Vec<String> = trace.steps.iter().map(ToString::to_string).collect();

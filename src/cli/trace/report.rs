@@ -117,8 +117,7 @@ impl<'a> View<'a> {
 
     /// Follows a packet and gives account of everything on its way.
     pub(super) fn trace(&self, packet: Packet, node_reason: String) -> Traced {
-        let released = BTreeSet::new();
-        let place = Place { desired: &self.desired, local_addresses: &self.local_addresses, released: &released };
+        let place = Place::new(&self.desired, &self.local_addresses);
         let trace = simulate(place, packet);
         let frontend = trace.steps.iter().find_map(|step| match step {
             Step::Frontend { frontend, entry, treatment } => Some((*frontend, entry.clone(), *treatment)),
@@ -132,6 +131,7 @@ impl<'a> View<'a> {
             | Step::PodShortCircuit { .. }
             | Step::NodeShortCircuit { .. }
             | Step::Affinity { .. }
+            | Step::Remembered { .. }
             | Step::Endpoints { .. }
             | Step::NoneHere { .. }
             | Step::NoneAnywhere

@@ -84,6 +84,13 @@ pub enum Step {
         /// For how long after its last new connection.
         timeout: Duration,
     },
+    /// The client is known, and the endpoint that it had may be used.
+    Remembered {
+        /// The client.
+        source: IpAddr,
+        /// The endpoint.
+        endpoint: SocketAddr,
+    },
     /// One of the policy's endpoints is chosen.
     Endpoints {
         /// The policy.
@@ -164,7 +171,7 @@ impl Step {
             Self::NotOurs => "no-frontend",
             Self::Admitted { .. } | Self::NotAdmitted { .. } => "source-ranges",
             Self::PodShortCircuit { .. } | Self::NodeShortCircuit { .. } => "short-circuit",
-            Self::Affinity { .. } => "session-affinity",
+            Self::Affinity { .. } | Self::Remembered { .. } => "session-affinity",
             Self::Endpoints { .. } | Self::NoneHere { .. } | Self::NoneAnywhere => "endpoints",
             Self::Masquerade { .. } | Self::SourceKept { .. } => "masquerade",
             Self::Hairpin { .. } => "hairpin",
@@ -227,6 +234,7 @@ impl fmt::Display for Step {
             Self::Affinity { source, timeout } => {
                 write!(f, "{source} keeps its endpoint for {} s after its last connection", timeout.as_secs())
             }
+            Self::Remembered { source, endpoint } => write!(f, "{source} went to {endpoint} last"),
             Self::Endpoints { policy, count: 1 } => write!(f, "the only endpoint of policy {}", policy_name(*policy)),
             Self::Endpoints { policy, count } => {
                 write!(f, "one of {count} endpoints of policy {}", policy_name(*policy))

@@ -34,7 +34,7 @@ fn trace(desired: &Desired, (source, destination, port): (&str, &str, u16)) -> (
         port: port.try_into().unwrap(),
         protocol: Protocol::Tcp,
     };
-    let trace = simulate(Place { desired, local_addresses: &local_addresses, released: &released }, packet);
+    let trace = simulate(Place { released: &released, ..Place::new(desired, &local_addresses) }, packet);
     (trace.verdict, trace.steps.iter().map(ToString::to_string).collect())
 }
 
@@ -110,4 +110,33 @@ fn an_address_just_released_is_dropped() {
     let (verdict, steps) = trace(&desired(LOCAL, "n"), ("203.0.113.1", "198.51.100.9", 80));
     assert_eq!(verdict, Verdict::Drop);
     assert_eq!(steps, ["198.51.100.9 was a load-balancer address until less than a minute ago"]);
+}
+
+#[test]
+fn a_known_client_goes_back_as_long_as_its_endpoint_may_be_used() {
+    const STICKY: &str = "spec: {clusterIP: 172.30.0.1, sessionAffinity: ClientIP, ports: [{name: http, port: 80}]}";
+    let [one, two] = ["10.0.0.1:80", "10.0.1.1:80"].map(|text| text.parse::<SocketAddr>().unwrap());
+    let source = "10.0.0.9".parse().unwrap();
+    let packet = Packet {
+        source,
+        destination: "172.30.0.1".parse().unwrap(),
+        port: 80.try_into().unwrap(),
+        protocol: Protocol::Tcp,
+    };
+    let follow = |service: &str, remembered: Option<SocketAddr>| {
+        let desired = desired(service, "n");
+        let mut memory = Memory::default();
+        if let Some(endpoint) = remembered {
+            let key = desired.entries().keys().next().unwrap();
+            memory.remember(key, TrafficPolicy::Cluster, source, endpoint);
+        }
+        let nobody = BTreeSet::new();
+        let trace = simulate(Place { memory: Some(&memory), ..Place::new(&desired, &nobody) }, packet);
+        let Verdict::Dnat { endpoints, .. } = trace.verdict else { panic!("{trace:?}") };
+        (endpoints, trace.steps.iter().any(|step| step.to_string() == "10.0.0.9 went to 10.0.1.1:80 last"))
+    };
+    assert_eq!(follow(STICKY, None), ([one, two].into(), false));
+    assert_eq!(follow(STICKY, Some(two)), ([two].into(), true));
+    assert_eq!(follow(STICKY, Some("10.0.9.9:80".parse().unwrap())), ([one, two].into(), false));
+    assert_eq!(follow(CLUSTER_IP, Some(two)), ([one, two].into(), false));
 }

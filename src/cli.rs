@@ -3,8 +3,10 @@
 pub mod cluster;
 pub mod controller;
 pub mod crds;
+pub mod forwarding;
 pub mod node;
 pub mod prepare;
+pub mod trace;
 
 use std::error::Error;
 use std::io::Write as _;
@@ -36,6 +38,7 @@ enum Command {
     Node(node::Node),
     Prepare(prepare::Prepare),
     Crds(crds::Crds),
+    Trace(trace::Trace),
 }
 
 impl Cli {
@@ -44,17 +47,22 @@ impl Cli {
         if let Err(error) = telemetry::install(&self.log, self.log_format) {
             return fail(&format!("--log: {error}"));
         }
-        let result: Result<(), Box<dyn Error>> = match self.command {
-            Command::Controller(controller) => controller.run().await.map_err(Into::into),
-            Command::Node(node) => node.run().await.map_err(Into::into),
-            Command::Prepare(prepare) => prepare.run().map_err(Into::into),
-            Command::Crds(crds) => crds.run().map_err(Into::into),
+        let result: Result<ExitCode, Box<dyn Error>> = match self.command {
+            Command::Controller(controller) => controller.run().await.map(succeeded).map_err(Into::into),
+            Command::Node(node) => node.run().await.map(succeeded).map_err(Into::into),
+            Command::Prepare(prepare) => prepare.run().map(succeeded).map_err(Into::into),
+            Command::Crds(crds) => crds.run().map(succeeded).map_err(Into::into),
+            Command::Trace(trace) => trace.run().await.map_err(Into::into),
         };
         match result {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => code,
             Err(error) => fail(&telemetry::chain(error.as_ref())),
         }
     }
+}
+
+const fn succeeded((): ()) -> ExitCode {
+    ExitCode::SUCCESS
 }
 
 fn fail(message: &str) -> ExitCode {

@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgAction, ValueEnum};
-use ipnet::IpNet;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -28,13 +27,14 @@ use self::connections::ConnectionArgs;
 use self::parts::{Parts, ends, finish};
 use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
+use super::forwarding::ForwardingArgs;
 use super::prepare::put_back;
 use crate::datapath;
 use crate::datapath::apply::{ApplyError, Programmer};
 use crate::datapath::health_check::proxy;
 use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use crate::datapath::reconciler::{Datapath, Outputs};
-use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
+use crate::datapath::settings::Settings;
 use crate::datapath::sweeper::{self, Sweeper};
 use crate::membership::{self, Membership, Timing};
 use crate::model::programmed::Programmed;
@@ -100,18 +100,8 @@ pub struct Node {
     #[arg(long, value_enum, default_value_t = DatapathMode::On)]
     datapath: DatapathMode,
 
-    /// Prefix of pods whose traffic to cluster IPs keeps its source; repeatable. Without it: the pod CIDRs of this node
-    #[arg(long = "cluster-cidr", value_name = "PREFIX")]
-    cluster_cidrs: Vec<IpNet>,
-
-    /// Where NodePorts answer: `primary`, `all`, `localhost` (TCP only), an address or a prefix; repeatable. Without it:
-    /// `primary`
-    #[arg(long = "node-port-address", value_name = "WHERE")]
-    node_port_addresses: Vec<NodePortSelector>,
-
-    /// Masquerade all traffic to cluster IPs, also that of pods
-    #[arg(long)]
-    masquerade_all: bool,
+    #[command(flatten)]
+    forwarding: ForwardingArgs,
 
     #[command(flatten)]
     connections: ConnectionArgs,
@@ -276,16 +266,7 @@ impl Node {
     }
 
     fn settings(&self) -> Settings {
-        let mut settings = Settings {
-            detect_local: if self.cluster_cidrs.is_empty() {
-                DetectLocal::NodePrefixes
-            } else {
-                DetectLocal::Prefixes(self.cluster_cidrs.clone())
-            },
-            masquerade_all: self.masquerade_all,
-            node_port_addresses: self.node_port_addresses.clone(),
-            ..Settings::default()
-        };
+        let mut settings = self.forwarding.settings();
         self.connections.apply(&mut settings);
         settings
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use self::entries::{frontends_of, ports_of};
-use self::node::ClusterIps;
+use self::node::{HeldAddresses, addresses_elsewhere, served_addresses};
 use self::owners::{Age, Claim, Owners};
 use super::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use super::index::{Changes, Index};
@@ -29,6 +29,8 @@ pub struct Update {
     pub entries: BTreeSet<EntryKey>,
     /// Cluster IPs that came or went.
     pub cluster_ips: BTreeSet<IpAddr>,
+    /// Load-balancer addresses that came or went, or that are now served by another.
+    pub served: BTreeSet<IpAddr>,
     /// Whether anything else of [`NodeForwarding`] changed.
     pub is_node_changed: bool,
 }
@@ -36,7 +38,7 @@ pub struct Update {
 impl Update {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.cluster_ips.is_empty() && !self.is_node_changed
+        self.entries.is_empty() && self.cluster_ips.is_empty() && self.served.is_empty() && !self.is_node_changed
     }
 }
 
@@ -45,7 +47,9 @@ impl Update {
 pub struct Desired {
     entries: BTreeMap<EntryKey, ForwardingEntry>,
     node: NodeForwarding,
-    cluster_ips: ClusterIps,
+    cluster_ips: HeldAddresses,
+    served: HeldAddresses,
+    served_elsewhere: HeldAddresses,
     owners: Owners,
 }
 
@@ -104,7 +108,10 @@ impl Desired {
         // Who owns what is settled first, over all Services that changed; then each gets what it owns.
         let mut concerned = changes.services.clone();
         for key in &changes.services {
-            let service = index.service(key).filter(|service| service.is_proxied);
+            let service = index.service(key);
+            let elsewhere = service.map(addresses_elsewhere).unwrap_or_default();
+            update.served.extend(self.served_elsewhere.replace(key, &elsewhere, &mut self.node.served_elsewhere));
+            let service = service.filter(|service| service.is_proxied);
             concerned.extend(self.claim(key, service, &mut update));
         }
         for key in &concerned {
@@ -116,16 +123,22 @@ impl Desired {
     }
 
     fn update_node(&mut self, index: &Index, settings: &Settings, node: &Node) -> bool {
-        let cluster_ips = std::mem::take(&mut self.node.cluster_ips);
+        // What follows from Services stays as it is.
+        let mut before = std::mem::take(&mut self.node);
+        let cluster_ips = std::mem::take(&mut before.cluster_ips);
+        let served = std::mem::take(&mut before.served);
+        let served_elsewhere = std::mem::take(&mut before.served_elsewhere);
         let wanted = NodeForwarding {
             pod_cidrs: node::pod_prefixes(settings, node),
             masquerade_all: settings.masquerade_all,
             node_ports: node::node_ports(settings, node, index.local_addresses()),
             service_cidrs: index.service_cidrs().collect(),
-            cluster_ips: BTreeSet::new(),
+            node_addresses: index.node_addresses().collect(),
+            echo_answers: node::echo_answers(settings, node, index.local_addresses()),
+            ..NodeForwarding::default()
         };
-        let is_changed = self.node != wanted;
-        self.node = NodeForwarding { cluster_ips, ..wanted };
+        let is_changed = before != wanted;
+        self.node = NodeForwarding { cluster_ips, served, served_elsewhere, ..wanted };
         is_changed
     }
 
@@ -133,6 +146,8 @@ impl Desired {
     fn claim(&mut self, key: &ServiceKey, service: Option<&Service>, update: &mut Update) -> BTreeSet<ServiceKey> {
         let cluster_ips = service.map(|service| service.cluster_ips.as_slice()).unwrap_or_default();
         update.cluster_ips.extend(self.cluster_ips.replace(key, cluster_ips, &mut self.node.cluster_ips));
+        let served = service.map(served_addresses).unwrap_or_default();
+        update.served.extend(self.served.replace(key, &served, &mut self.node.served));
         let mut claims: BTreeMap<FrontendKey, Vec<Claim>> = BTreeMap::new();
         if let Some(service) = service {
             let age = Age::from(service.created);

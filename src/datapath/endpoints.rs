@@ -4,6 +4,8 @@
 //! The rules are those of kube-proxy (`pkg/proxy/topology.go`), with KEP-1669 (terminating endpoints), KEP-2433 and
 //! KEP-3015 (zone and node hints).
 
+mod account;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,6 +14,8 @@ use crate::model::service::TrafficPolicy;
 use crate::names::{NodeName, ZoneName};
 
 use super::entry::Target;
+
+pub use self::account::{Standing, account};
 
 /// Where endpoints are chosen: what decides about "local" and about hints.
 #[derive(Clone, Copy, Debug)]

@@ -87,6 +87,30 @@ pub struct NodeForwarding {
     pub service_cidrs: Vec<IpNet>,
     /// Cluster IPs of all Services: their unlisted ports are rejected.
     pub cluster_ips: BTreeSet<IpAddr>,
+    /// Load-balancer addresses of all Services: see [`Self::serves`].
+    pub served: BTreeSet<IpAddr>,
+    /// Addresses at which others serve Services: load-balancer addresses with `ipMode: Proxy`, and all of another proxy's
+    /// Services.
+    pub served_elsewhere: BTreeSet<IpAddr>,
+    /// Addresses of the cluster's nodes.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// This node's addresses that answer echo requests to load-balancer addresses, at most one of each family.
+    pub echo_answers: BTreeSet<IpAddr>,
+}
+
+impl NodeForwarding {
+    /// Whether an address is a load-balancer's alone: echo requests are answered, and ports that no Service has there are
+    /// rejected. Others who are there too have the other ports to themselves: nodes that lend their address to a Service,
+    /// other proxies.
+    pub fn serves(&self, address: IpAddr) -> bool {
+        let is_shared = self.served_elsewhere.contains(&address) || self.node_addresses.contains(&address);
+        self.served.contains(&address) && !is_shared
+    }
+
+    /// Whether somebody has the address: one that nobody has is dropped for a while after we served it.
+    pub fn is_held(&self, address: IpAddr) -> bool {
+        [&self.served, &self.served_elsewhere, &self.node_addresses].iter().any(|held| held.contains(&address))
+    }
 }
 
 /// Where NodePorts answer, family by family: a setting may name one and leave the other without.

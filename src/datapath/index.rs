@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::model::endpoints::{EndpointSlice, SliceKey};
 use crate::model::node::Node;
 use crate::model::service::Service;
-use crate::names::ServiceKey;
+use crate::names::{NodeName, ServiceKey};
 
 /// What a turn has to look at again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct Index {
     slices: BTreeMap<ServiceKey, Vec<EndpointSlice>>,
     service_of_slice: BTreeMap<SliceKey, ServiceKey>,
     node: Option<Node>,
+    /// The addresses of the other nodes.
+    peers: BTreeMap<NodeName, Vec<IpAddr>>,
     local_addresses: BTreeSet<IpAddr>,
     service_cidrs: BTreeSet<IpNet>,
     changes: Changes,
@@ -59,6 +61,11 @@ impl Index {
     /// This node, once it has been seen.
     pub const fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// The addresses of all nodes, as their objects have them.
+    pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.node.iter().map(|node| &node.addresses).chain(self.peers.values()).flatten().copied()
     }
 
     /// Every address of this machine's interfaces.
@@ -185,6 +192,24 @@ impl Index {
         let are_same_pods = self.node.as_ref().is_some_and(|known| known.pod_cidrs == node.pod_cidrs);
         self.changes.is_node_changed |= !is_same_place || !are_same_pods;
         self.node = Some(node);
+    }
+
+    /// Sees another node.
+    pub fn apply_peer(&mut self, name: NodeName, addresses: Vec<IpAddr>) {
+        let before = self.peers.insert(name, addresses.clone());
+        self.changes.is_node_changed |= before != Some(addresses);
+    }
+
+    /// Sees that another node is gone.
+    pub fn remove_peer(&mut self, name: &NodeName) {
+        self.changes.is_node_changed |= self.peers.remove(name).is_some();
+    }
+
+    /// Sees all other nodes: those that are not named are gone.
+    pub fn retain_peers(&mut self, names: &BTreeSet<NodeName>) {
+        let before = self.peers.len();
+        self.peers.retain(|name, _| names.contains(name));
+        self.changes.is_node_changed |= self.peers.len() != before;
     }
 
     /// Sees the addresses of this machine's interfaces.

@@ -40,10 +40,10 @@ impl Scope {
         }
     }
 
-    /// The only cluster IPs that came or went, if nothing else of the node changed.
-    const fn cluster_ips(&self) -> Option<&BTreeSet<IpAddr>> {
+    /// The only cluster IPs and load-balancer addresses that changed, if nothing else of the node did.
+    const fn addresses(&self) -> Option<&Update> {
         match self {
-            Self::Update(Update { cluster_ips, is_node_changed: false, .. }) => Some(cluster_ips),
+            Self::Update(update @ Update { is_node_changed: false, .. }) => Some(update),
             Self::All | Self::Keys(_) | Self::Update(_) => None,
         }
     }
@@ -169,9 +169,9 @@ impl Belief {
         let mut refused = BTreeMap::new();
         for family in Family::ALL {
             let table = self.table_mut(family);
-            // Cluster IPs are as many as Services: who names those that changed need not look at all.
+            // Addresses are as many as Services: who names those that changed need not look at all.
             let is_known = table.exists && table.found.is_none();
-            let node = NodeScope { node, cluster_ips: scope.cluster_ips().filter(|_| is_known) };
+            let node = NodeScope { node, addresses: scope.addresses().filter(|_| is_known) };
             let keys: BTreeSet<&EntryKey> = match scope.keys() {
                 None => entries.keys().collect(),
                 Some(keys) => keys.iter().collect(),
@@ -338,12 +338,14 @@ impl TableBelief {
         }
         let is_new = !std::mem::replace(&mut self.exists, true);
         let new_classes = self.classes.drain_new();
+        difference.release(node.node);
         difference.into_change(family, is_new, new_classes)
     }
 
     fn update_node(&mut self, family: Family, scope: NodeScope<'_>, difference: &mut Difference) {
-        let Some(cluster_ips) = scope.cluster_ips else {
-            let wanted = node_elements(scope.node, family).into_iter().collect();
+        let NodeScope { node, addresses } = scope;
+        let Some(Update { cluster_ips, served, .. }) = addresses else {
+            let wanted = node_elements(node, family).into_iter().collect();
             compare(&self.node, &wanted, |change| difference.record(change));
             if let Some(undo) = &mut self.undo {
                 undo.node(&self.node);
@@ -351,14 +353,18 @@ impl TableBelief {
             self.node = wanted;
             return;
         };
-        for address in cluster_ips.iter().filter(|address| Family::of(**address) == family) {
-            let element = Element::ClusterIp(*address);
-            let is_wanted = scope.node.cluster_ips.contains(address);
+        let is_here = |address: &&IpAddr| Family::of(**address) == family;
+        let cluster_ips = cluster_ips
+            .iter()
+            .filter(is_here)
+            .map(|address| (Element::ClusterIp(*address), node.cluster_ips.contains(address)));
+        let served = served.iter().filter(is_here).map(|address| (Element::Served(*address), node.serves(*address)));
+        for (element, is_wanted) in cluster_ips.chain(served) {
             let is_changed = if is_wanted { self.node.insert(element) } else { self.node.remove(&element) };
             if is_changed {
                 difference.record(if is_wanted { Change::Added(&element) } else { Change::Deleted(&element) });
                 if let Some(undo) = &mut self.undo {
-                    undo.cluster_ip(element, !is_wanted);
+                    undo.address(element, !is_wanted);
                 }
             }
         }
@@ -423,7 +429,7 @@ impl TableBelief {
 #[derive(Clone, Copy)]
 struct NodeScope<'a> {
     node: &'a NodeForwarding,
-    cluster_ips: Option<&'a BTreeSet<IpAddr>>,
+    addresses: Option<&'a Update>,
 }
 
 /// One step from one ordered list to another.
@@ -483,6 +489,14 @@ impl Difference {
             Change::Deleted(element) => self.deleted.push(*element),
             Change::Added(element) => self.added.push(*element),
         }
+    }
+
+    /// What was served until now and nobody has is dropped for a while. That follows from what the kernel has, so it holds
+    /// also for what went while no agent ran.
+    fn release(&mut self, node: &NodeForwarding) {
+        let gone = |element: &Element| if let Element::Served(address) = element { Some(*address) } else { None };
+        let released = self.deleted.iter().filter_map(gone).filter(|address| !node.is_held(*address));
+        self.added.extend(released.map(Element::Released));
     }
 
     fn into_change(mut self, family: Family, is_new: bool, new_classes: Vec<(Purpose, Class)>) -> Option<TableChange> {

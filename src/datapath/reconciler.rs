@@ -150,6 +150,8 @@ impl Datapath {
     fn observe_node(&mut self, node: Node) {
         if node.name == self.node {
             self.index.apply_node(node);
+        } else {
+            self.index.apply_peer(node.name, node.addresses);
         }
     }
 
@@ -268,10 +270,13 @@ impl Component for Datapath {
             }
             Event::Slice(Seen::Applied(slice)) => self.index.apply_slice(slice),
             Event::Slice(Seen::Removed(key)) => self.index.remove_slice(&key),
-            Event::Node(Seen::Replaced(nodes)) => nodes.into_iter().for_each(|node| self.observe_node(node)),
+            Event::Node(Seen::Replaced(nodes)) => {
+                self.index.retain_peers(&nodes.iter().map(|node| node.name.clone()).collect());
+                nodes.into_iter().for_each(|node| self.observe_node(node));
+            }
             Event::Node(Seen::Applied(node)) => self.observe_node(node),
-            // A node whose object was deleted forwards on as before.
-            Event::Node(Seen::Removed(_)) => {}
+            // A node whose own object was deleted forwards on as before.
+            Event::Node(Seen::Removed(name)) => self.index.remove_peer(&name),
             Event::ServiceCidr(event) => self.observe_service_cidr(event),
             Event::Foreign(foreign) => {
                 self.metrics.touched();

@@ -35,6 +35,8 @@ pub struct Settings {
     pub reset_gone_endpoints: Option<Duration>,
     /// Drop forwarded packets from and to pods that connection tracking calls invalid.
     pub drop_invalid: bool,
+    /// Answer echo requests to load-balancer addresses.
+    pub answer_ping: bool,
 }
 
 impl Settings {

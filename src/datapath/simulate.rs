@@ -2,18 +2,21 @@
 //! rule that it met. Serves `steelyard trace` and the tests that hold the kernel to the same answer.
 
 mod memory;
+mod nearby;
 mod step;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
+use super::desired::{Desired, FrontendKey};
 use super::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, Target, Treatment};
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
 
 pub use self::memory::Memory;
-pub use self::step::{Masquerade, Step};
+pub use self::nearby::{Near, nearby, not_proxied};
+pub use self::step::{Kept, Masquerade, Step};
 
 /// The first packet of a new connection as it enters this node, or leaves it where the node itself sends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,35 +60,41 @@ pub struct Trace {
     pub steps: Vec<Step>,
 }
 
-/// Follows a packet of a client that is new here. `local_addresses` are those of this machine's interfaces: packets from
-/// them are its own.
-pub fn simulate(
-    entries: &BTreeMap<EntryKey, ForwardingEntry>,
-    node: &NodeForwarding,
-    local_addresses: &BTreeSet<IpAddr>,
-    packet: Packet,
-) -> Trace {
-    simulate_with(entries, node, local_addresses, &Memory::default(), packet)
+/// What the answer depends on beside the packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// What should be true on the node.
+    pub desired: &'a Desired,
+    /// The addresses of the machine's interfaces: packets from them are its own.
+    pub local_addresses: &'a BTreeSet<IpAddr>,
+    /// Addresses that the node served until a moment ago; only its kernel knows how long that is.
+    pub released: &'a BTreeSet<IpAddr>,
+    /// Which clients have been here before, where that is known.
+    pub memory: Option<&'a Memory>,
 }
 
-/// Follows a packet of a client that may have been here before.
-pub fn simulate_with(
-    entries: &BTreeMap<EntryKey, ForwardingEntry>,
-    node: &NodeForwarding,
-    local_addresses: &BTreeSet<IpAddr>,
-    memory: &Memory,
-    packet: Packet,
-) -> Trace {
-    let mut run = Run { entries, node, local_addresses, memory, packet, steps: Vec::new() };
+impl<'a> Place<'a> {
+    /// A node whose clients are all new, and that released nothing.
+    pub const fn new(desired: &'a Desired, local_addresses: &'a BTreeSet<IpAddr>) -> Self {
+        const NOTHING: &BTreeSet<IpAddr> = &BTreeSet::new();
+        Self { desired, local_addresses, released: NOTHING, memory: None }
+    }
+}
+
+/// Follows a packet.
+pub fn simulate(place: Place<'_>, packet: Packet) -> Trace {
+    let Place { desired, local_addresses, released, memory } = place;
+    let mut run = Run { desired, node: desired.node(), local_addresses, released, memory, packet, steps: Vec::new() };
     let verdict = run.follow();
     Trace { verdict, steps: run.steps }
 }
 
 struct Run<'a> {
-    entries: &'a BTreeMap<EntryKey, ForwardingEntry>,
+    desired: &'a Desired,
     node: &'a NodeForwarding,
     local_addresses: &'a BTreeSet<IpAddr>,
-    memory: &'a Memory,
+    released: &'a BTreeSet<IpAddr>,
+    memory: Option<&'a Memory>,
     packet: Packet,
     steps: Vec<Step>,
 }
@@ -118,11 +127,10 @@ impl<'a> Run<'a> {
     }
 
     fn entry_at(&self, frontend: Frontend) -> Option<(&'a EntryKey, Frontend, Treatment, &'a ForwardingEntry)> {
-        let family = Family::of(self.packet.destination);
-        self.entries
-            .iter()
-            .filter(|(key, _)| key.family == family && key.port.protocol == self.packet.protocol)
-            .find_map(|(key, entry)| entry.frontends.get(&frontend).map(|treatment| (key, frontend, *treatment, entry)))
+        let Packet { destination, protocol, .. } = self.packet;
+        let owner = self.desired.owner(&FrontendKey { family: Family::of(destination), protocol, frontend })?;
+        let (key, entry) = self.desired.entries().get_key_value(owner)?;
+        Some((key, frontend, *entry.frontends.get(&frontend)?, entry))
     }
 
     fn answers_node_ports(&self, address: IpAddr) -> bool {
@@ -139,16 +147,23 @@ impl<'a> Run<'a> {
             self.steps.push(Step::UnlistedPort { address: destination, port, protocol });
             return Verdict::Reject;
         }
-        match self.node.service_cidrs.iter().find(|range| range.contains(&destination)) {
-            Some(range) => {
-                self.steps.push(Step::NoSuchClusterIp { address: destination, range: *range });
-                Verdict::Drop
+        if let Some(range) = self.node.service_cidrs.iter().find(|range| range.contains(&destination)) {
+            self.steps.push(Step::NoSuchClusterIp { address: destination, range: *range });
+            return Verdict::Drop;
+        }
+        // Who has such an address on an interface answers for it himself.
+        if !self.local_addresses.contains(&destination) {
+            if self.node.serves(destination) {
+                self.steps.push(Step::UnlistedPort { address: destination, port, protocol });
+                return Verdict::Reject;
             }
-            None => {
-                self.steps.push(Step::NotOurs);
-                Verdict::Passthrough
+            if self.released.contains(&destination) {
+                self.steps.push(Step::JustReleased { address: destination });
+                return Verdict::Drop;
             }
         }
+        self.steps.push(Step::NotOurs);
+        Verdict::Passthrough
     }
 
     fn forward(&mut self, key: &EntryKey, entry: &ForwardingEntry, treatment: Treatment) -> Verdict {
@@ -165,7 +180,7 @@ impl<'a> Run<'a> {
             TrafficPolicy::Local => &entry.local,
         };
         match target {
-            Target::Endpoints(endpoints) => self.choose((key, entry), policy, endpoints, masquerade),
+            Target::Endpoints(endpoints) => self.choose((key, entry), (treatment, policy), endpoints, masquerade),
             Target::Drop => {
                 self.steps.push(Step::NoneHere { policy });
                 Verdict::Drop
@@ -226,16 +241,24 @@ impl<'a> Run<'a> {
         Some(ranges.find(|range| range.contains(&self.packet.source)).copied())
     }
 
+    fn why_kept(&self, treatment: Treatment) -> Kept {
+        match (self.pod_range(), treatment) {
+            (Some(Some(range)), _) => Kept::Pod { range },
+            (Some(None) | None, Treatment::External { .. }) => Kept::PolicyLocal,
+            (Some(None) | None, Treatment::Internal(_)) => Kept::CannotTell,
+        }
+    }
+
     fn remembered(&mut self, key: &EntryKey, entry: &ForwardingEntry, policy: TrafficPolicy) -> Option<SocketAddr> {
         let source = self.packet.source;
         self.steps.push(Step::Affinity { source, timeout: entry.affinity? });
-        self.memory.endpoint_of(key, policy, source)
+        self.memory?.endpoint_of(key, policy, source)
     }
 
     fn choose(
         &mut self,
         (key, entry): (&EntryKey, &ForwardingEntry),
-        policy: TrafficPolicy,
+        (treatment, policy): (Treatment, TrafficPolicy),
         endpoints: &BTreeSet<SocketAddr>,
         masquerade: Option<Masquerade>,
     ) -> Verdict {
@@ -250,9 +273,10 @@ impl<'a> Run<'a> {
                 endpoints.clone()
             }
         };
-        if let Some(reason) = masquerade {
-            self.steps.push(Step::Masquerade { reason });
-        }
+        self.steps.push(match masquerade {
+            Some(reason) => Step::Masquerade { reason },
+            None => Step::SourceKept { reason: self.why_kept(treatment) },
+        });
         let is_hairpin = |endpoint: &&SocketAddr| endpoint.ip() == source && entry.local_addresses.contains(&source);
         let hairpins: BTreeSet<SocketAddr> = endpoints.iter().filter(is_hairpin).copied().collect();
         for endpoint in hairpins.iter().filter(|_| masquerade.is_none()) {

@@ -19,7 +19,7 @@ mod selection;
 use std::process::ExitCode;
 
 use serde_json::Value;
-use steelyard::datapath::simulate::simulate;
+use steelyard::datapath::simulate::{Place, simulate};
 use steelyard::model::Family;
 
 use crate::flows::form::Scenario;
@@ -91,8 +91,8 @@ fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tall
     };
     for (name, flow) in &scenario.flows {
         let result = flow.clone().and_then(|flow| {
-            let desired = &world.desired;
-            let trace = simulate(desired.entries(), desired.node(), &world.local_addresses, flow.packet);
+            let place = Place::new(&world.desired, &world.local_addresses);
+            let trace = simulate(place, flow.packet);
             flow.expect.check(&trace.verdict).map_err(|error| {
                 let steps: Vec<String> = trace.steps.iter().map(ToString::to_string).collect();
                 format!("{error} ({})", steps.join("; "))

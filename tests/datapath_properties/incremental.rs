@@ -8,10 +8,10 @@ use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use steelyard::datapath::desired::{Conflict, Desired};
-use steelyard::datapath::entry::{EntryKey, ForwardingEntry, Target};
+use steelyard::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding, Target};
 use steelyard::datapath::index::Index;
 use steelyard::datapath::settings::{DetectLocal, NodePortSelector, Settings};
-use steelyard::datapath::simulate::{Memory, Packet, Step, Verdict, simulate_with};
+use steelyard::datapath::simulate::{Memory, Packet, Place, Step, Verdict, simulate};
 use steelyard::model::Protocol;
 use steelyard::model::endpoints::{EndpointSlice, SliceKey};
 use steelyard::model::node::Node;
@@ -30,10 +30,14 @@ enum Event {
     NoSlice(&'static str),
     Slices(Vec<EndpointSlice>),
     Node(Box<Node>),
+    Peer(&'static str, &'static str),
+    NoPeer(&'static str),
     LocalAddresses(BTreeSet<IpAddr>),
     ServiceCidrs(Vec<&'static str>),
     Turn,
 }
+
+const PEERS: [&str; 2] = ["peer1", "peer2"];
 
 fn event() -> impl Strategy<Value = Event> {
     let locals = vec!["192.168.0.2", "192.168.1.2", "2001:db8::2", "127.0.0.1", "::1", "192.0.2.1"];
@@ -45,6 +49,9 @@ fn event() -> impl Strategy<Value = Event> {
         2 => select(SLICES.to_vec()).prop_map(Event::NoSlice),
         1 => vec(slice(), 0..4).prop_map(Event::Slices),
         2 => node().prop_map(|node| Event::Node(Box::new(node))),
+        1 => (select(PEERS.to_vec()), select(vec!["192.0.2.1", "192.168.0.9", "2001:db8::9"]))
+            .prop_map(|(name, address)| Event::Peer(name, address)),
+        1 => select(PEERS.to_vec()).prop_map(Event::NoPeer),
         1 => btree_set(select(locals), 0..5)
             .prop_map(|texts| Event::LocalAddresses(texts.into_iter().map(|text| text.parse().unwrap()).collect())),
         1 => subsequence(vec!["172.30.0.0/16", "fd00:10:96::/112"], 0..=2).prop_map(Event::ServiceCidrs),
@@ -63,6 +70,7 @@ fn settings() -> impl Strategy<Value = Settings> {
         Settings {
             detect_local,
             masquerade_all,
+            answer_ping: true,
             node_port_addresses: selectors.into_iter().map(|text| text.parse::<NodePortSelector>().unwrap()).collect(),
             ..Settings::default()
         }
@@ -78,6 +86,8 @@ fn see(index: &mut Index, event: Event) {
         Event::NoSlice(name) => index.remove_slice(&SliceKey { namespace: "ns".into(), name: name.into() }),
         Event::Slices(slices) => index.replace_slices(slices),
         Event::Node(node) => index.apply_node(*node),
+        Event::Peer(name, address) => index.apply_peer(name.into(), vec![address.parse().unwrap()]),
+        Event::NoPeer(name) => index.remove_peer(&name.into()),
         Event::LocalAddresses(addresses) => index.set_local_addresses(addresses),
         Event::ServiceCidrs(cidrs) => index.set_service_cidrs(cidrs.into_iter().map(|text| text.parse().unwrap())),
         Event::Turn => {}
@@ -98,8 +108,16 @@ fn turn(index: &mut Index, settings: &Settings, desired: &mut Desired) -> Result
     let came_or_went: BTreeSet<IpAddr> =
         node.cluster_ips.symmetric_difference(&node_before.cluster_ips).copied().collect();
     prop_assert!(update.cluster_ips.is_superset(&came_or_went));
-    let rest = |node: &steelyard::datapath::entry::NodeForwarding| {
-        (node.pod_cidrs.clone(), node.masquerade_all, node.node_ports.clone(), node.service_cidrs.clone())
+    let came_or_went: BTreeSet<IpAddr> = (node.served.symmetric_difference(&node_before.served))
+        .chain(node.served_elsewhere.symmetric_difference(&node_before.served_elsewhere))
+        .copied()
+        .collect();
+    prop_assert!(update.served.is_superset(&came_or_went));
+    let rest = |node: &NodeForwarding| NodeForwarding {
+        cluster_ips: BTreeSet::new(),
+        served: BTreeSet::new(),
+        served_elsewhere: BTreeSet::new(),
+        ..node.clone()
     };
     prop_assert_eq!(update.is_node_changed, rest(node) != rest(&node_before));
     Ok(())
@@ -205,7 +223,7 @@ proptest! {
                 memory.remember(key, policy, packet.source, endpoint);
             }
         }
-        let trace = simulate_with(desired.entries(), desired.node(), &local_addresses, &memory, packet);
+        let trace = simulate(Place { memory: Some(&memory), ..Place::new(&desired, &local_addresses) }, packet);
         prop_assert!(!trace.steps.is_empty(), "a verdict without a reason");
         prop_assert!(trace.steps.iter().all(|step| !step.to_string().is_empty()));
         if let Verdict::Dnat { endpoints, masquerade_when, .. } = &trace.verdict {

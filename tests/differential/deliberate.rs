@@ -34,6 +34,7 @@ pub const DONE_OTHERWISE: &[Deliberate] = &[
     Deliberate { title: "two Services that want one address and port", explains: is_contested },
     Deliberate { title: "a Service without endpoints at a node's address", explains: is_node_port_behind_an_address },
     Deliberate { title: "one address in two slices that contradict each other", explains: is_contradictory },
+    Deliberate { title: "unlisted ports of a load-balancer address", explains: is_unlisted_port },
 ];
 
 /// Where the agent does not do all that kube-proxy does.
@@ -92,6 +93,14 @@ fn is_contested(case: &Case<'_>) -> bool {
             && conflict.frontend.protocol == case.packet.protocol
             && dialled.contains(&conflict.frontend.frontend)
     })
+}
+
+/// kube-proxy knows such ports of cluster IPs alone.
+fn is_unlisted_port(case: &Case<'_>) -> bool {
+    let node = case.views.ours.desired.node();
+    let address = case.packet.destination;
+    let is_unlisted = case.trace.steps.iter().any(|step| matches!(step, Step::UnlistedPort { .. }));
+    is_unlisted && node.serves(address) && !node.cluster_ips.contains(&address)
 }
 
 /// kube-proxy has come to look for it on EndpointSlices alone.

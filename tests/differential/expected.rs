@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1 as api;
 use steelyard::datapath::desired::Desired;
 use steelyard::datapath::index::Index;
 use steelyard::datapath::settings::{NodePortSelector, Settings};
-use steelyard::datapath::simulate::{Packet, Trace, simulate};
+use steelyard::datapath::simulate::{Packet, Place, Trace, simulate};
 use steelyard::model::Family;
 use steelyard::model::address::parse_prefix;
 use steelyard::model::endpoints::EndpointSlice;
@@ -68,7 +68,7 @@ impl Expected {
     }
 
     pub fn trace(&self, packet: Packet) -> Trace {
-        simulate(self.desired.entries(), self.desired.node(), &self.local, packet)
+        simulate(Place::new(&self.desired, &self.local), packet)
     }
 }
 

@@ -70,6 +70,7 @@ fn settings(form: &NodeForm) -> Result<Settings, String> {
     Ok(Settings {
         detect_local,
         masquerade_all: form.masquerade_all.unwrap_or_default(),
+        answer_ping: true,
         node_port_addresses: selectors.map_err(|error| format!("nodeport_addresses: {error}"))?,
         // The tables tell what kube-proxy does, which leaves TCP alone.
         reset_gone_endpoints: None,

@@ -23,6 +23,9 @@ fn node() -> NodeForwarding {
         },
         service_cidrs: ["10.96.0.0/16", "fd00:10:96::/112"].map(|text| text.parse().unwrap()).to_vec(),
         cluster_ips: ["10.96.0.1", "10.96.0.2", "fd00:10:96::1"].iter().map(|text| text.parse().unwrap()).collect(),
+        served: ["192.0.2.1", "2001:db8:1::1"].map(|text| text.parse().unwrap()).into(),
+        echo_answers: ["192.168.0.2", "2001:db8::2"].map(|text| text.parse().unwrap()).into(),
+        ..NodeForwarding::default()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::datapath::entry::{NodePortAddresses, NodePorts};
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
 use crate::model::Family;
 use crate::model::node::Node;
+use crate::model::service::Service;
 use crate::names::ServiceKey;
 
 /// The prefixes by which pods are known.
@@ -49,15 +50,49 @@ fn node_ports_of(
     NodePortAddresses::These(primary.into_iter().chain(listed).collect())
 }
 
-/// The cluster IPs of each Service that is served; an address counts as long as any Service has it.
+/// This node's addresses that answer echo requests: the primary one of each family, or where the machine does not have
+/// that (behind a translator, say) the first that it has.
+pub(super) fn echo_answers(settings: &Settings, node: &Node, local_addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let answer = |family| {
+        let primary = node.primary_address(family).filter(|address| local_addresses.contains(address));
+        primary.or_else(|| {
+            local_addresses.iter().copied().find(|address| Family::of(*address) == family && is_reachable(*address))
+        })
+    };
+    if settings.answer_ping { Family::ALL.into_iter().filter_map(answer).collect() } else { BTreeSet::new() }
+}
+
+fn is_reachable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+    }
+}
+
+/// The load-balancer addresses that a Service has us serve: of the families in which it has a cluster IP.
+pub(super) fn served_addresses(service: &Service) -> Vec<IpAddr> {
+    let is_served = |address: &IpAddr| service.is_proxied && service.cluster_ip(Family::of(*address)).is_some();
+    service.virtual_addresses().filter(is_served).collect()
+}
+
+/// The addresses at which somebody else serves it.
+pub(super) fn addresses_elsewhere(service: &Service) -> Vec<IpAddr> {
+    let served = served_addresses(service);
+    let external = service.external_ips.iter().filter(|_| !service.is_proxied);
+    let named: BTreeSet<IpAddr> =
+        service.ingress.iter().map(|ingress| ingress.address).chain(external.copied()).collect();
+    named.into_iter().filter(|address| !served.contains(address)).collect()
+}
+
+/// Addresses of each Service, of one sort; an address counts as long as any Service has it.
 #[derive(Debug, Default)]
-pub(super) struct ClusterIps {
+pub(super) struct HeldAddresses {
     of_service: BTreeMap<ServiceKey, Box<[IpAddr]>>,
     holders: BTreeMap<IpAddr, usize>,
 }
 
-impl ClusterIps {
-    /// Takes a Service's cluster IPs in place of those that it had, keeps `all` up to date and returns what came or went.
+impl HeldAddresses {
+    /// Takes a Service's addresses in place of those that it had, keeps `all` up to date and returns what came or went.
     pub(super) fn replace(
         &mut self,
         service: &ServiceKey,

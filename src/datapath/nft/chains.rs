@@ -8,10 +8,14 @@ mod filter;
 mod nat;
 
 use super::classes::Purpose;
+use super::elements::echo_protocol;
 use super::ids::ID_MASK;
+use super::layout;
 use super::options::Options;
 use crate::model::{Family, Protocol};
-use crate::netlink::nf_tables::{Chain, Compared, ConntrackKey, Expression, Header, Hook, MetaKey, Register, Verdict};
+use crate::netlink::nf_tables::{
+    Chain, Compared, ConntrackKey, Expression, Fib, Header, Hook, MetaKey, Register, Verdict,
+};
 
 /// A chain with its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +57,7 @@ pub fn chains(family: Family, options: Options) -> Vec<ChainRules> {
         plain("guarded_short_circuit", RulesOf::guarded_short_circuit()),
         plain("frontend", RulesOf::frontend(options)),
         plain("unlisted", rules.unlisted()),
+        plain("unlisted_served", rules.unlisted_served()),
         plain("nodeport", rules.node_port()),
         plain("classify", rules.classify()),
         plain("masquerade_internal", rules.masquerade_internal()),
@@ -62,8 +67,8 @@ pub fn chains(family: Family, options: Options) -> Vec<ChainRules> {
         plain("masquerading", rules.masquerading()),
         base("filter_prerouting", "filter", PREROUTING, -110, RulesOf::new_connections()),
         base("filter_output", "filter", OUTPUT, -110, RulesOf::new_connections()),
-        base("nat_prerouting", "nat", PREROUTING, -100, RulesOf::dispatch()),
-        base("nat_output", "nat", OUTPUT, -100, RulesOf::dispatch()),
+        base("nat_prerouting", "nat", PREROUTING, -100, rules.dispatch()),
+        base("nat_output", "nat", OUTPUT, -100, rules.dispatch()),
         base("learn_prerouting", "filter", PREROUTING, -99, RulesOf::learn()),
         base("learn_output", "filter", OUTPUT, -99, RulesOf::learn()),
         base("nat_postrouting", "nat", POSTROUTING, 100, RulesOf::translated_connections()),
@@ -156,6 +161,27 @@ impl RulesOf {
             Family::V4 => Expression::Payload { header: Header::Network, offset: 16, length: 4, to },
             Family::V6 => Expression::Payload { header: Header::Network, offset: 24, length: 16, to },
         }
+    }
+
+    /// `icmp type echo-request`
+    fn is_echo_request(&self) -> [Expression; 4] {
+        let request = match self.family {
+            Family::V4 => 8,
+            Family::V6 => 128,
+        };
+        [
+            Expression::Meta(MetaKey::Protocol, R0),
+            Expression::CompareByte(R0, Compared::Equal, echo_protocol(self.family)),
+            Expression::Payload { header: Header::Transport, offset: 0, length: 1, to: R0 },
+            Expression::CompareByte(R0, Compared::Equal, request),
+        ]
+    }
+
+    /// `ip daddr @served fib daddr type != local`: who has such an address on an interface answers for it himself.
+    fn is_served(&self) -> Vec<Expression> {
+        let mut expressions = vec![self.destination(R0), Expression::Contained(R0, layout::SERVED)];
+        expressions.extend(Expression::is_not_local(Fib::Destination, R0));
+        expressions
     }
 
     /// `ct state new`

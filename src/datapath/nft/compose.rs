@@ -191,6 +191,8 @@ pub fn node_elements(node: &NodeForwarding, family: Family) -> Vec<Element> {
     }
     elements.extend(of_family(&node.cluster_ips, family).map(Element::ClusterIp));
     elements.extend(ranges(&node.service_cidrs, family).map(Element::ServiceCidr));
+    elements.extend(of_family(&node.served, family).filter(|address| node.serves(*address)).map(Element::Served));
+    elements.extend(of_family(&node.echo_answers, family).map(Element::EchoAnswer));
     elements.sort_unstable();
     elements
 }

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::classes::{Memory, Purpose};
-use super::elements::{Element, Range};
+use super::elements::{Element, Range, echo_protocol};
 use super::ids::{Class, FrontendValue, Id, Sticky};
 use super::layout;
 use crate::model::{Family, Protocol};
@@ -28,6 +28,10 @@ pub fn elements(set: &str, family: Family, dumped: &[DumpedElement]) -> Option<V
         layout::HAIRPIN => each(hairpin),
         layout::NODE_PORT_ADDRESSES => each(|element, family| single(element, family).map(Element::NodePortAddress)),
         layout::CLUSTER_IPS => each(|element, family| single(element, family).map(Element::ClusterIp)),
+        layout::SERVED => each(|element, family| single(element, family).map(Element::Served)),
+        layout::ECHO => each(echo_answer),
+        // They go by themselves, and nobody is to delete them before.
+        layout::RELEASED => Some(Vec::new()),
         layout::POD_CIDRS => intervals(Element::PodCidr),
         layout::UNMASQUERADED => intervals(Element::Unmasqueraded),
         layout::NODE_PORT_RANGES => intervals(Element::NodePortRange),
@@ -110,6 +114,12 @@ fn hairpin(element: &DumpedElement, family: Family) -> Option<Element> {
 
 fn single(element: &DumpedElement, family: Family) -> Option<IpAddr> {
     Fields(&element.key).address(family)
+}
+
+fn echo_answer(element: &DumpedElement, family: Family) -> Option<Element> {
+    let [protocol] = Fields(&element.key).take()?;
+    let address = Fields(&element.value).address(family)?;
+    (protocol == echo_protocol(family)).then_some(Element::EchoAnswer(address))
 }
 
 fn node_port(element: &DumpedElement, _: Family) -> Option<Element> {

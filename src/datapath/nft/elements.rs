@@ -71,6 +71,12 @@ pub enum Element {
     ClusterIp(IpAddr),
     /// Cluster IPs come from here.
     ServiceCidr(Range),
+    /// A load-balancer address.
+    Served(IpAddr),
+    /// This node's address that answers echo requests to load-balancer addresses of its family.
+    EchoAnswer(IpAddr),
+    /// What was a load-balancer address until now. Goes by itself, so that nobody needs to remember it.
+    Released(IpAddr),
     /// A port of this node.
     NodePort {
         /// The port.
@@ -153,6 +159,9 @@ impl Element {
             Self::NodePortRange(_) => layout::NODE_PORT_RANGES,
             Self::ClusterIp(_) => layout::CLUSTER_IPS,
             Self::ServiceCidr(_) => layout::SERVICE_CIDRS,
+            Self::Served(_) => layout::SERVED,
+            Self::EchoAnswer(_) => layout::ECHO,
+            Self::Released(_) => layout::RELEASED,
             Self::NodePort { .. } => layout::NODE_PORTS,
             Self::Frontend { .. } => layout::FRONTENDS,
         }
@@ -174,7 +183,10 @@ impl Element {
             | Self::NodePortAddress(_)
             | Self::NodePortRange(_)
             | Self::ClusterIp(_)
-            | Self::ServiceCidr(_) => None,
+            | Self::ServiceCidr(_)
+            | Self::Served(_)
+            | Self::EchoAnswer(_)
+            | Self::Released(_) => None,
         }
     }
 
@@ -211,9 +223,16 @@ impl Element {
             Self::Hairpin(address) => {
                 writer.write(|element| element.key(Key::new().address(address).address(address).bytes()));
             }
-            Self::NodePortAddress(address) | Self::ClusterIp(address) => {
+            Self::NodePortAddress(address)
+            | Self::ClusterIp(address)
+            | Self::Served(address)
+            | Self::Released(address) => {
                 writer.write(|element| element.key(Key::new().address(address).bytes()));
             }
+            Self::EchoAnswer(address) => writer.write(|element| {
+                element.key(&[echo_protocol(Family::of(address))]);
+                element.value(Key::new().address(address).bytes());
+            }),
             Self::PodCidr(range)
             | Self::Unmasqueraded(range)
             | Self::NodePortRange(range)
@@ -227,6 +246,14 @@ impl Element {
                 element.value(&value.priority().to_ne_bytes());
             }),
         }
+    }
+}
+
+/// ICMP or ICMPv6.
+pub const fn echo_protocol(family: Family) -> u8 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 58,
     }
 }
 

@@ -44,6 +44,17 @@ pub const CLUSTER_IPS: &str = "cluster_ips";
 /// Where cluster IPs come from.
 pub const SERVICE_CIDRS: &str = "service_cidrs";
 
+/// Load-balancer addresses that we serve.
+pub const SERVED: &str = "served";
+/// The address of this node that answers echo requests to those, by the protocol of the request.
+pub const ECHO: &str = "echo_answers";
+/// Load-balancer addresses that we served until a moment ago.
+pub const RELEASED: &str = "released";
+
+/// How long packets to a released address are dropped: as long as others may still send them here, since a neighbour's
+/// cache or a router has not heard yet. That of Linux keeps an entry in use for half of this to one and a half of it.
+pub const RELEASED_SECONDS: u16 = 60;
+
 /// Our table of a family.
 pub const fn table(family: Family) -> Table {
     Table { family, name: TABLE_NAME }
@@ -92,6 +103,12 @@ pub fn sets(family: Family) -> Vec<Set> {
         Set::new(CLUSTER_IPS, SetKind::Exact, vec![destination]),
         // set service_cidrs { typeof ip daddr; flags interval }
         Set::new(SERVICE_CIDRS, SetKind::Interval, vec![destination]),
+        // set served { typeof ip daddr }
+        Set::new(SERVED, SetKind::Exact, vec![destination]),
+        // map echo_answers { typeof meta l4proto : ip daddr }
+        Set::map(ECHO, vec![Field::Protocol], vec![destination]),
+        // set released { typeof ip daddr; timeout 60s }
+        Set::new(RELEASED, SetKind::Passing { seconds: RELEASED_SECONDS }, vec![destination]),
         // map nodeports { typeof meta l4proto . th dport : meta priority }
         Set::map(NODE_PORTS, vec![Field::Protocol, Field::Port], vec![Field::Priority]),
         // map frontends { typeof ip daddr . meta l4proto . th dport : meta priority }

@@ -260,3 +260,32 @@ fn an_entry_that_is_skipped_goes_and_its_ids_with_it() {
     kernel.commit(&belief.update(&state, &Scope::All, &node, &[key("a")].into()).0);
     assert_eq!(kernel.elements.iter().map(Element::set).collect::<Vec<_>>(), ["unmasqueraded"]);
 }
+
+#[test]
+fn a_served_address_that_nobody_has_any_more_is_released() {
+    let addresses: BTreeSet<IpAddr> = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|text| text.parse().unwrap()).into();
+    let served = NodeForwarding { served: addresses.clone(), ..NodeForwarding::default() };
+    let after = NodeForwarding {
+        node_addresses: ["192.0.2.2".parse().unwrap()].into(),
+        served_elsewhere: ["192.0.2.3".parse().unwrap()].into(),
+        ..NodeForwarding::default()
+    };
+    let released = |transaction: &Transaction| -> Vec<Element> {
+        let added = transaction.tables.iter().flat_map(|table| &table.added);
+        added.filter(|element| matches!(element, Element::Released(_))).copied().collect()
+    };
+    let expected = [Element::Released("192.0.2.1".parse().unwrap())];
+    let mut belief = Belief::default();
+    let nothing = Scope::Keys(BTreeSet::new());
+    let (first, _) = belief.update(&Entries::new(), &Scope::All, &served, &BTreeSet::new());
+    assert_eq!(released(&first), []);
+    let (second, _) = belief.update(&Entries::new(), &nothing, &after, &BTreeSet::new());
+    assert_eq!(released(&second), expected);
+    // An agent that was not there when it went finds it in the kernel.
+    let mut restarted = Belief::default();
+    let elements = first.tables.iter().filter(|table| table.family == Family::V4).flat_map(|table| &table.added);
+    let found = Found { family: Family::V4, classes: Vec::new(), elements: elements.copied().collect() };
+    restarted.adopt(found, &Entries::new());
+    let (third, _) = restarted.update(&Entries::new(), &Scope::All, &after, &BTreeSet::new());
+    assert_eq!(released(&third), expected);
+}

@@ -20,7 +20,7 @@ pub(super) struct Undo {
     /// The elements of the node as a whole.
     node: Option<BTreeSet<Element>>,
     /// Elements of the node one by one, and whether they were there.
-    cluster_ips: Vec<(Element, bool)>,
+    addresses: Vec<(Element, bool)>,
 }
 
 impl Undo {
@@ -41,8 +41,8 @@ impl Undo {
         self.node = Some(elements.clone());
     }
 
-    pub(super) fn cluster_ip(&mut self, element: Element, was_there: bool) {
-        self.cluster_ips.push((element, was_there));
+    pub(super) fn address(&mut self, element: Element, was_there: bool) {
+        self.addresses.push((element, was_there));
     }
 
     pub(super) fn apply(self, table: &mut TableBelief) {
@@ -64,7 +64,7 @@ impl Undo {
         if let Some(node) = self.node {
             table.node = node;
         }
-        for (element, was_there) in self.cluster_ips {
+        for (element, was_there) in self.addresses {
             if was_there {
                 table.node.insert(element);
             } else {

@@ -30,9 +30,9 @@ pub enum Step {
         /// Whose it is.
         entry: EntryKey,
     },
-    /// A Service has this cluster IP but not this port.
+    /// A Service has this cluster IP or load-balancer address, and none has this port there.
     UnlistedPort {
-        /// The cluster IP.
+        /// The address.
         address: IpAddr,
         /// The port that was dialled.
         port: NonZeroU16,
@@ -45,6 +45,11 @@ pub enum Step {
         address: IpAddr,
         /// The range that it is in.
         range: IpNet,
+    },
+    /// A Service had this load-balancer address until a moment ago.
+    JustReleased {
+        /// The address.
+        address: IpAddr,
     },
     /// No Service has this address.
     NotOurs,
@@ -105,6 +110,11 @@ pub enum Step {
         /// Why.
         reason: Masquerade,
     },
+    /// The endpoint sees the client's own address.
+    SourceKept {
+        /// Why.
+        reason: Kept,
+    },
     /// The source becomes this node's address if this endpoint is chosen: it is the client itself.
     Hairpin {
         /// The endpoint.
@@ -123,6 +133,50 @@ pub enum Masquerade {
     External,
     /// The node itself took the short-circuit.
     Node,
+}
+
+/// Why a packet keeps its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The client is a pod.
+    Pod {
+        /// The prefix that shows it to be one.
+        range: IpNet,
+    },
+    /// `externalTrafficPolicy` is `Local`.
+    PolicyLocal,
+    /// No prefix of pods is known in this family, so nobody can be told to be none.
+    CannotTell,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod { range } => write!(f, "the client is a pod ({range})"),
+            Self::PolicyLocal => f.write_str("externalTrafficPolicy is Local"),
+            Self::CannotTell => f.write_str("no prefix of pods is known, so nobody is told to be none"),
+        }
+    }
+}
+
+impl Step {
+    /// The rule's name, for programs.
+    pub const fn rule(&self) -> &'static str {
+        match self {
+            Self::Frontend { .. } => "frontend",
+            Self::NodePortElsewhere { .. } => "node-port-address",
+            Self::UnlistedPort { .. } => "unlisted-port",
+            Self::NoSuchClusterIp { .. } => "service-cidr",
+            Self::JustReleased { .. } => "released-address",
+            Self::NotOurs => "no-frontend",
+            Self::Admitted { .. } | Self::NotAdmitted { .. } => "source-ranges",
+            Self::PodShortCircuit { .. } | Self::NodeShortCircuit { .. } => "short-circuit",
+            Self::Affinity { .. } | Self::Remembered { .. } => "session-affinity",
+            Self::Endpoints { .. } | Self::NoneHere { .. } | Self::NoneAnywhere => "endpoints",
+            Self::Masquerade { .. } | Self::SourceKept { .. } => "masquerade",
+            Self::Hairpin { .. } => "hairpin",
+        }
+    }
 }
 
 impl fmt::Display for Masquerade {
@@ -167,6 +221,9 @@ impl fmt::Display for Step {
                 write!(f, "the service at {address} has no port {port}/{protocol}")
             }
             Self::NoSuchClusterIp { address, range } => write!(f, "no service has {address} of {range}"),
+            Self::JustReleased { address } => {
+                write!(f, "{address} was a load-balancer address until less than a minute ago")
+            }
             Self::NotOurs => f.write_str("no service has this address and port"),
             Self::Admitted { source, range } => write!(f, "{source} is in source range {range}"),
             Self::NotAdmitted { source } => write!(f, "{source} is in no source range of the service"),
@@ -178,6 +235,7 @@ impl fmt::Display for Step {
                 write!(f, "{source} keeps its endpoint for {} s after its last connection", timeout.as_secs())
             }
             Self::Remembered { source, endpoint } => write!(f, "{source} went to {endpoint} last"),
+            Self::Endpoints { policy, count: 1 } => write!(f, "the only endpoint of policy {}", policy_name(*policy)),
             Self::Endpoints { policy, count } => {
                 write!(f, "one of {count} endpoints of policy {}", policy_name(*policy))
             }
@@ -186,6 +244,7 @@ impl fmt::Display for Step {
             }
             Self::NoneAnywhere => f.write_str("no endpoint on any node"),
             Self::Masquerade { reason } => write!(f, "masqueraded: {reason}"),
+            Self::SourceKept { reason } => write!(f, "not masqueraded, the endpoint sees the client: {reason}"),
             Self::Hairpin { endpoint } => write!(f, "masqueraded if sent to {endpoint}, which is the client itself"),
         }
     }

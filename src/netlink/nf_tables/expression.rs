@@ -24,6 +24,8 @@ impl Register {
 /// What ends a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
+    /// Let it pass this hook.
+    Accept,
     /// Drop the packet.
     Drop,
     /// Go on in another chain, then come back.
@@ -39,6 +41,7 @@ impl Verdict {
         const CHAIN: u16 = 2;
         let (code, chain) = match self {
             Self::Drop => (0i32, None),
+            Self::Accept => (1, None),
             Self::Jump(chain) => (-3, Some(chain)),
             Self::Goto(chain) => (-4, Some(chain)),
         };
@@ -178,6 +181,13 @@ pub enum Expression {
         /// Where the port is.
         port: Register,
     },
+    /// Translates the destination's address alone; ends the rule.
+    DnatAddress {
+        /// The family of the address.
+        family: Family,
+        /// Where the address is.
+        address: Register,
+    },
     /// Translates the source to the address of the interface and a random port; ends the rule.
     MasqueradeFullyRandom,
     /// Answers with ICMP port unreachable and drops the packet.
@@ -202,6 +212,11 @@ impl Expression {
     /// Goes on if the address is one of this machine.
     pub fn is_local(of: Fib, scratch: Register) -> [Self; 2] {
         [Self::FibType(of, scratch), Self::Compare(scratch, Compared::Equal, LOCAL_ADDRESS)]
+    }
+
+    /// Goes on if it is not.
+    pub fn is_not_local(of: Fib, scratch: Register) -> [Self; 2] {
+        [Self::FibType(of, scratch), Self::Compare(scratch, Compared::NotEqual, LOCAL_ADDRESS)]
     }
 
     /// The set or map that stands inside the expression and that a batch has to make first.
@@ -308,6 +323,11 @@ impl Expression {
                 put_u32(out, 2, u32::from(super::protocol_family(*family)));
                 put_u32(out, 3, address.number());
                 put_u32(out, 5, port.number());
+            }),
+            Self::DnatAddress { family, address } => encode(out, "nat", |out| {
+                put_u32(out, 1, 1);
+                put_u32(out, 2, u32::from(super::protocol_family(*family)));
+                put_u32(out, 3, address.number());
             }),
             // `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
             Self::MasqueradeFullyRandom => encode(out, "masq", |out| put_u32(out, 1, 1 << 4)),

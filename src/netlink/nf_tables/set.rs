@@ -43,6 +43,11 @@ pub enum SetKind {
     Exact,
     /// In ranges.
     Interval,
+    /// By equality, and each goes by itself this many seconds after it came.
+    Passing {
+        /// How long an element stays.
+        seconds: u16,
+    },
     /// By equality, inside one rule: nameless and never changed.
     Inline,
     /// By equality; rules add elements, each for a time, and none when there are this many.
@@ -157,6 +162,7 @@ impl Set {
         const DESCRIPTION: u16 = 9;
         const SIZE: u16 = 1;
         const ID: u16 = 10;
+        const TIMEOUT: u16 = 11;
         const USERDATA: u16 = 13;
         put_text(out, TABLE, table);
         put_text(out, NAME, self.name);
@@ -181,6 +187,9 @@ impl Set {
         } else if let SetKind::Learned(size) = self.kind {
             put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
         }
+        if let SetKind::Passing { seconds } = self.kind {
+            put(out, TIMEOUT, &(u64::from(seconds) * 1_000).to_be_bytes());
+        }
         put_u32(out, ID, id);
         put(out, USERDATA, &self.userdata());
     }
@@ -194,11 +203,13 @@ impl Set {
         const ANONYMOUS_CONSTANT: u32 = 0x1 | 0x2;
         const INTERVAL: u32 = 0x4;
         const MAP: u32 = 0x8;
+        const TIMEOUT: u32 = 0x10;
         const TIMEOUT_DYNAMIC: u32 = 0x10 | 0x20;
         const CONCATENATED: u32 = 0x80;
         let mut flags = match self.kind {
             SetKind::Exact => 0,
             SetKind::Interval => INTERVAL,
+            SetKind::Passing { .. } => TIMEOUT,
             SetKind::Inline => ANONYMOUS_CONSTANT,
             SetKind::Learned(_) => TIMEOUT_DYNAMIC,
         };

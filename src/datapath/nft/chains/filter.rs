@@ -4,7 +4,7 @@ use super::super::ids::{CLASS_MASK, Class, ID_MASK, KIND_MASK, Kind, MARKER};
 use super::super::layout;
 use super::super::options::Options;
 use super::{
-    R0, R1, Rules, RulesOf, STATE_INVALID, behind_address, destination_port, goto, jump, keep_of_priority,
+    PROTOCOLS, R0, R1, Rules, RulesOf, STATE_INVALID, behind_address, destination_port, goto, jump, keep_of_priority,
     masked_priority, next, priority_from,
 };
 use crate::model::Protocol;
@@ -62,6 +62,17 @@ impl RulesOf {
                 Expression::Contained(R0, layout::SERVICE_CIDRS),
                 Expression::Verdict(Verdict::Drop),
             ],
+            // A load-balancer address, by a port or protocol that no Service has there.
+            // ip daddr @served fib daddr type != local goto unlisted_served
+            [&self.is_served()[..], &[Expression::Verdict(goto("unlisted_served"))]].concat(),
+            // One that was such until a moment ago: who has not heard of that yet still sends to it.
+            // ip daddr @released fib daddr type != local drop
+            [
+                &[self.destination(R0), Expression::Contained(R0, layout::RELEASED)][..],
+                &Expression::is_not_local(Fib::Destination, R0),
+                &[Expression::Verdict(Verdict::Drop)],
+            ]
+            .concat(),
             // Not ours, and must not look as if it were.
             // meta priority & c000:0 == c000:0 meta priority set none
             [
@@ -73,6 +84,30 @@ impl RulesOf {
                 ],
             ]
             .concat(),
+        ]
+    }
+
+    /// Nothing goes on to where routes lead, which is back to us for an address that is nobody else's.
+    pub(super) fn unlisted_served(&self) -> Rules {
+        vec![
+            // meta l4proto { tcp, udp, sctp } reject
+            vec![
+                Expression::Meta(MetaKey::Protocol, R0),
+                Expression::ProtocolIn(R0, &PROTOCOLS),
+                Expression::RejectPortUnreachable(self.family),
+            ],
+            // icmp type echo-request meta l4proto @echo_answers accept
+            [
+                &self.is_echo_request()[..],
+                &[
+                    Expression::Meta(MetaKey::Protocol, R0),
+                    Expression::Contained(R0, layout::ECHO),
+                    Expression::Verdict(Verdict::Accept),
+                ],
+            ]
+            .concat(),
+            // drop
+            vec![Expression::Verdict(Verdict::Drop)],
         ]
     }
 

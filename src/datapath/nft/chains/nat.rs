@@ -9,9 +9,24 @@ use crate::netlink::nf_tables::{Compared, ConntrackKey, Expression, Fib, MetaKey
 
 impl RulesOf {
     /// Nat: translates what was classified.
-    pub(super) fn dispatch() -> Rules {
-        // meta priority & fff0:0 vmap @slot_chains
-        vec![[&masked_priority(CLASS_MASK)[..], &[Expression::VerdictMap(R0, layout::SLOT_CHAINS)]].concat()]
+    pub(super) fn dispatch(&self) -> Rules {
+        vec![
+            // meta priority & fff0:0 vmap @slot_chains
+            [&masked_priority(CLASS_MASK)[..], &[Expression::VerdictMap(R0, layout::SLOT_CHAINS)]].concat(),
+            // Answered by this node's own stack, in the name of the address that was asked. A redirect would take the
+            // address of the interface that the request came by, and many a pod's has none.
+            // icmp type echo-request ip daddr @served fib daddr type != local dnat ip to meta l4proto map @echo_answers
+            [
+                &self.is_echo_request()[..],
+                &self.is_served(),
+                &[
+                    Expression::Meta(MetaKey::Protocol, R0),
+                    Expression::Map(R0, layout::ECHO),
+                    Expression::DnatAddress { family: self.family, address: R0 },
+                ],
+            ]
+            .concat(),
+        ]
     }
 
     /// With the number in the priority of which the endpoints are.

@@ -6,6 +6,7 @@ pub mod desired;
 pub mod endpoints;
 pub mod entry;
 pub mod index;
+pub mod leftovers;
 pub mod metrics;
 pub mod nft;
 pub mod plan;

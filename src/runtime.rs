@@ -7,6 +7,8 @@ pub mod node_announcement;
 pub mod node_report;
 pub mod observed;
 pub mod reconcile;
+pub mod service_proxy;
 pub mod shutdown;
 pub mod telemetry;
 pub mod watch;
+pub mod watch_one;

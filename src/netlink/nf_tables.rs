@@ -14,6 +14,7 @@ mod batch;
 mod connection;
 mod element;
 mod expression;
+mod foreign;
 mod read;
 mod set;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use batch::{Action, Batch, Chain, Hook, Object, Table};
 pub use connection::{Connection, ConnectionError, Failure, Failures};
 pub use element::{ElementKind, ElementWriter};
 pub use expression::{Compared, ConntrackKey, Expression, Fib, Header, MetaKey, Register, Verdict};
+pub use foreign::ForeignRule;
 pub use read::{DumpedElement, DumpedTable};
 pub use set::{Data, Field, Set, SetKind};
 

@@ -14,7 +14,7 @@ use super::protocol_family;
 const GET_TABLE: u8 = 1;
 const GET_ELEMENTS: u8 = 13;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
-const DUMP: u16 = 0x300;
+pub(super) const DUMP: u16 = 0x300;
 /// `NLM_F_DUMP_INTR`: what the dump gives is no one state of the tables.
 const DUMP_INTERRUPTED: u16 = 0x10;
 /// How often a dump is begun before it is given up.
@@ -95,7 +95,7 @@ impl Connection {
     }
 
     /// Sends one request and hands out the attributes of each answer, until the last.
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         message: u8,
         flags: u16,

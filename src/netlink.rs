@@ -1,5 +1,6 @@
-//! The kernel's view: links, addresses and routes, nf_tables, and sockets for whole Ethernet frames.
+//! The kernel's view: links, addresses and routes, nf_tables, tracked connections, and sockets for whole Ethernet frames.
 
+pub mod ctnetlink;
 pub mod links;
 pub mod listeners;
 pub mod nf_tables;

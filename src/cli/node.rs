@@ -188,6 +188,7 @@ impl Node {
         let reports = NodeReports::default();
         watches.nodes.push(node_announcement::owner(name.clone(), reports.clone()));
 
+        readiness.expect("datapath");
         let metrics = (self.datapath != DatapathMode::Off).then(|| datapath::metrics::Metrics::register(&mut registry));
         let speaker_metrics = speaker::metrics::Metrics::register(&mut registry);
         let membership =
@@ -200,7 +201,6 @@ impl Node {
         });
         let writer = node_announcement::write(client.clone(), name.clone(), reports.follow(), stop.clone());
         parts.spawn(ends(writer, WRITER));
-        readiness.expect("datapath");
 
         let decided = self.decided_mode(&client, &name, &reports, &readiness, &mut parts, &trigger, &mut stop).await?;
         // Told to end while it waited.

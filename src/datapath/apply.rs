@@ -1,14 +1,18 @@
 //! Programs the kernel: one transaction per turn, the whole table after a failure, and without an entry that it refuses.
 
+mod memory;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use thiserror::Error;
 
+use self::memory::Forgetting;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
 use crate::datapath::nft::layout::table;
+use crate::datapath::nft::options::Options;
 use crate::datapath::nft::{read, write};
 use crate::datapath::plan::{Belief, Found, Scope, Transaction};
 use crate::model::Family;
@@ -54,6 +58,8 @@ pub struct Report {
     pub deleted: usize,
     /// Elements that came.
     pub added: usize,
+    /// Clients that do not keep their endpoint: it went, or its Service ended session affinity or changed its timeout.
+    pub forgotten: usize,
     /// The whole table was made anew.
     pub is_rebuilt: bool,
     /// Entries that are not programmed, with the reason. Each is tried again when it changes or at a resync.
@@ -67,9 +73,11 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Programmer {
     connection: Connection,
+    options: Options,
     belief: Belief,
     quarantined: BTreeMap<EntryKey, Quarantine>,
     programmed: Programmed,
+    forgetting: Forgetting,
 }
 
 /// How many ports of each address are in the kernel.
@@ -120,10 +128,19 @@ impl Programmer {
     pub fn new() -> Result<Self, ApplyError> {
         Ok(Self {
             connection: Connection::open().map_err(ApplyError::Connect)?,
+            options: Options::default(),
             belief: Belief::default(),
             quarantined: BTreeMap::new(),
             programmed: Programmed::default(),
+            forgetting: Forgetting::default(),
         })
+    }
+
+    /// Makes the table with other rules: one that has not these is made anew.
+    #[must_use]
+    pub const fn with_options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
     }
 
     /// Programs what changed. With [`Scope::All`] the kernel is read first: what a former process left is taken over, and
@@ -162,6 +179,17 @@ impl Programmer {
         Ok(Report { is_rebuilt: true, ..report })
     }
 
+    /// Whether [`Self::settle`] has something to do, or any next turn.
+    pub fn is_unsettled(&self) -> bool {
+        self.forgetting.is_pending()
+    }
+
+    /// Deletes from the memory of session affinity what packets put there while the last change was made. Tells how many
+    /// clients were forgotten.
+    pub fn settle(&mut self) -> usize {
+        self.forgetting.run(&mut self.connection, &self.belief, &Transaction::default(), false)
+    }
+
     /// Whether clients may dial an address now: it is in the kernel, as far as the last transaction that it took.
     pub fn is_programmed(&self, address: IpAddr) -> bool {
         self.programmed.counts.contains_key(&address)
@@ -195,7 +223,7 @@ impl Programmer {
     fn observe(&mut self, entries: &BTreeMap<EntryKey, ForwardingEntry>) {
         self.belief.forget();
         for family in Family::ALL {
-            match read::found(&mut self.connection, family) {
+            match read::found(&mut self.connection, family, self.options) {
                 Ok(found) => {
                     self.programmed.observe(family, found.as_ref());
                     if let Some(found) = found {
@@ -224,15 +252,17 @@ impl Programmer {
         }
         let is_rebuilt = transaction.tables.iter().any(|table| table.is_new);
         if !transaction.is_empty() {
-            if let Err(error) = self.connection.commit(&write::batch(&transaction)) {
+            if let Err(error) = self.connection.commit(&write::batch(&transaction, self.options)) {
                 self.belief.forget();
                 return Err(error);
             }
             self.programmed.follow(&transaction);
         }
+        let is_all = *scope == Scope::All;
+        let forgotten = self.forgetting.run(&mut self.connection, &self.belief, &transaction, is_all);
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
         let (deleted, added) = transaction.size();
-        Ok(Report { deleted, added, is_rebuilt, quarantined: self.quarantined.clone() })
+        Ok(Report { deleted, added, forgotten, is_rebuilt, quarantined: self.quarantined.clone() })
     }
 
     fn plan(
@@ -281,7 +311,7 @@ impl Programmer {
         scratch.forget();
         let scope = Scope::Keys(keys.iter().map(|key| (*key).clone()).collect());
         let (transaction, _) = scratch.update(entries, &scope, node, &BTreeSet::new());
-        self.connection.check(&write::batch(&transaction))
+        self.connection.check(&write::batch(&transaction, self.options))
     }
 }
 

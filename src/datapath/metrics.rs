@@ -16,6 +16,7 @@ pub struct Metrics {
     added: Counter,
     deleted: Counter,
     rebuilds: Counter,
+    forgotten: Counter,
     quarantined: Gauge,
     conflicts: Gauge,
 }
@@ -30,6 +31,7 @@ impl Metrics {
             added: Counter::default(),
             deleted: Counter::default(),
             rebuilds: Counter::default(),
+            forgotten: Counter::default(),
             quarantined: Gauge::default(),
             conflicts: Gauge::default(),
         };
@@ -42,6 +44,11 @@ impl Metrics {
         registry.register("elements_added", "Map elements added to the kernel", metrics.added.clone());
         registry.register("elements_deleted", "Map elements deleted from the kernel", metrics.deleted.clone());
         registry.register("rebuilds", "Times that a whole table was made anew", metrics.rebuilds.clone());
+        registry.register(
+            "affinity_forgotten",
+            "Clients that did not keep their endpoint because it went or session affinity changed",
+            metrics.forgotten.clone(),
+        );
         registry.register(
             "quarantined_service_ports",
             "Service ports that are left out: the kernel refuses them, or no number is left for them",
@@ -61,8 +68,14 @@ impl Metrics {
         self.duration.observe(took.as_secs_f64());
         self.added.inc_by(count(report.added));
         self.deleted.inc_by(count(report.deleted));
+        self.forgotten(report.forgotten);
         self.rebuilds.inc_by(u64::from(report.is_rebuilt));
         self.quarantined.set(gauge(report.quarantined.len()));
+    }
+
+    /// Counts clients whose endpoint is remembered no more.
+    pub fn forgotten(&self, clients: usize) {
+        self.forgotten.inc_by(u64::try_from(clients).unwrap_or(u64::MAX));
     }
 
     /// Tells how many Services go without a frontend.

@@ -22,10 +22,12 @@
 //! commit. So a change costs what it changes, however many Services there are.
 
 pub mod chains;
+pub mod classes;
 pub mod compose;
 pub mod decode;
 pub mod elements;
 pub mod ids;
 pub mod layout;
+pub mod options;
 pub mod read;
 pub mod write;

@@ -4,11 +4,13 @@
 //! A turn over everything starts from what was found in the kernel instead, since others may have been there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
+use crate::datapath::nft::classes::{Classes, Purpose};
 use crate::datapath::nft::compose::{elements_of, node_elements, policies, policy_of};
 use crate::datapath::nft::elements::{Element, SharedKey};
-use crate::datapath::nft::ids::{Class, Classes, Exhausted, Ids};
+use crate::datapath::nft::ids::{Class, Exhausted, Ids, Sticky};
 use crate::model::Family;
 use crate::model::service::TrafficPolicy;
 
@@ -49,12 +51,48 @@ pub struct TableChange {
     pub family: Family,
     /// The table is made anew, and what was in it goes.
     pub is_new: bool,
-    /// Numbers of slots that come into use.
-    pub new_classes: Vec<(u32, Class)>,
+    /// Chains that come into use.
+    pub new_classes: Vec<(Purpose, Class)>,
     /// Elements that go, in order. A changed value is one that goes and one that comes.
     pub deleted: Vec<Element>,
     /// Elements that come, in order.
     pub added: Vec<Element>,
+    /// What clients of the entries that changed may go on remembering.
+    pub kept: Kept,
+}
+
+/// Which endpoints clients may go on remembering: of others, and of ids that have none, memory is to be deleted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// By memory and id.
+    pub endpoints: BTreeMap<Sticky, BTreeSet<SocketAddr>>,
+    /// Whether any endpoint went that clients may remember.
+    pub is_less: bool,
+}
+
+impl Kept {
+    /// Takes in a change of an entry's elements.
+    fn follow(&mut self, before: &[Element], after: &[Element], classes: &Classes) {
+        for (whose, _) in sticky(before, classes) {
+            self.endpoints.entry(whose).or_default();
+        }
+        for (whose, to) in sticky(after, classes) {
+            self.endpoints.entry(whose).or_default().insert(to);
+        }
+        let is_kept = |(whose, to)| self.endpoints.get(&whose).is_some_and(|kept| kept.contains(&to));
+        self.is_less |= !sticky(before, classes).all(is_kept);
+    }
+}
+
+/// Whose clients may remember which endpoint.
+fn sticky(elements: &[Element], classes: &Classes) -> impl Iterator<Item = (Sticky, SocketAddr)> {
+    elements.iter().filter_map(|element| {
+        if let Element::Endpoint { id, memory: Some(memory), to, .. } = *element {
+            classes.remembers(memory, to).then_some((Sticky::new(id, memory), to))
+        } else {
+            None
+        }
+    })
 }
 
 /// What is believed to be in the kernel.
@@ -85,8 +123,8 @@ struct TableBelief {
 pub struct Found {
     /// The table's.
     pub family: Family,
-    /// Numbers of slots that have chains.
-    pub classes: Vec<(u32, Class)>,
+    /// What has chains.
+    pub classes: Vec<(Purpose, Class)>,
     /// All elements.
     pub elements: Vec<Element>,
 }
@@ -150,6 +188,19 @@ impl Belief {
         self.v4.wastes_classes() || self.v6.wastes_classes()
     }
 
+    /// All that clients may remember.
+    pub fn kept(&self, family: Family) -> BTreeMap<Sticky, BTreeSet<SocketAddr>> {
+        let table = match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        };
+        let mut kept: BTreeMap<Sticky, BTreeSet<SocketAddr>> = BTreeMap::new();
+        for (whose, to) in table.entries.values().flat_map(|elements| sticky(elements, &table.classes)) {
+            kept.entry(whose).or_default().insert(to);
+        }
+        kept
+    }
+
     /// Whether nothing is believed to be there: the next transaction makes the tables.
     pub const fn is_nothing(&self) -> bool {
         !self.v4.exists && !self.v6.exists
@@ -167,7 +218,7 @@ impl TableBelief {
     fn adopt<'a>(&mut self, mut found: Found, entries: impl Iterator<Item = (&'a EntryKey, &'a ForwardingEntry)>) {
         found.elements.sort_unstable();
         let ids = if self.ids.is_empty() { Self::ids_in(&found, entries) } else { std::mem::take(&mut self.ids) };
-        *self = Self { exists: true, ids, classes: Classes::adopt(found.classes.clone()), ..Self::default() };
+        *self = Self { exists: true, ids, classes: Classes::adopt(&found.classes), ..Self::default() };
         self.found = Some(found);
     }
 
@@ -221,6 +272,7 @@ impl TableBelief {
                 }
             };
             self.compare_entry(key, &before, &after, &mut difference);
+            difference.kept.follow(&before, &after, &self.classes);
             let used = entry.map(policies).filter(|_| !after.is_empty()).unwrap_or_default();
             for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
                 if !used.contains(&policy) {
@@ -255,7 +307,12 @@ impl TableBelief {
     }
 
     fn wastes_classes(&self) -> bool {
-        let class = |element: &Element| if let Element::Service { class, .. } = element { Some(*class) } else { None };
+        #[expect(clippy::wildcard_enum_match_arm, reason = "only these two have classes")]
+        let class = |element: &Element| match *element {
+            Element::Service { class, .. } => Some(class),
+            Element::Endpoint { memory, .. } => memory,
+            _ => None,
+        };
         let used = self.entries.values().flatten().filter_map(class).collect();
         self.classes.are_more_than(&used)
     }
@@ -347,6 +404,7 @@ struct Difference {
     added: Vec<Element>,
     /// Shared elements that were touched, with what the kernel has.
     shared: BTreeMap<SharedKey, Option<Element>>,
+    kept: Kept,
 }
 
 impl Difference {
@@ -357,13 +415,13 @@ impl Difference {
         }
     }
 
-    fn into_change(mut self, family: Family, is_new: bool, new_classes: Vec<(u32, Class)>) -> Option<TableChange> {
+    fn into_change(mut self, family: Family, is_new: bool, new_classes: Vec<(Purpose, Class)>) -> Option<TableChange> {
         if !is_new && new_classes.is_empty() && self.deleted.is_empty() && self.added.is_empty() {
             return None;
         }
         self.deleted.sort_unstable();
         self.added.sort_unstable();
-        Some(TableChange { family, is_new, new_classes, deleted: self.deleted, added: self.added })
+        Some(TableChange { family, is_new, new_classes, deleted: self.deleted, added: self.added, kept: self.kept })
     }
 }
 

@@ -24,6 +24,9 @@ use crate::runtime::node_report::Reporter;
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
 
+/// When what packets left behind while the kernel was programmed is cleared away, if nothing happens before.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// Forwards Service traffic on this node.
 #[derive(Debug)]
 pub struct Datapath {
@@ -107,6 +110,10 @@ impl Datapath {
         });
     }
 
+    fn next(&self) -> Next {
+        if self.programmer.is_unsettled() { Next::After(SETTLE) } else { Next::OnEvent }
+    }
+
     /// Says what this turn did and who goes without.
     fn report(&mut self, report: Report, took: Duration) {
         self.metrics.programmed(&report, took);
@@ -187,7 +194,9 @@ impl Component for Datapath {
         };
         let update = self.desired.update(&self.index, &self.settings, &changes);
         if scope == Scope::Changed && update.is_empty() {
-            return Ok(Next::OnEvent);
+            let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
+            self.metrics.forgotten(forgotten);
+            return Ok(self.next());
         }
         let scope = match scope {
             Scope::Resync => plan::Scope::All,
@@ -198,6 +207,6 @@ impl Component for Datapath {
             tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
         self.publish();
         self.report(report, now.monotonic.elapsed());
-        Ok(Next::OnEvent)
+        Ok(self.next())
     }
 }

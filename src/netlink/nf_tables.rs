@@ -9,13 +9,13 @@
 //!
 //! Numbers, names and attributes are those of the kernel's `include/uapi/linux/netfilter/nf_tables.h`.
 
-mod attribute;
-mod batch;
-mod connection;
+pub(super) mod attribute;
+pub(super) mod batch;
+pub(super) mod connection;
 mod element;
 mod expression;
 mod foreign;
-mod read;
+pub(super) mod read;
 mod set;
 #[cfg(test)]
 pub(crate) mod test;
@@ -24,6 +24,7 @@ pub use batch::{Action, Batch, Chain, Hook, Object, Table};
 pub use connection::{Connection, ConnectionError, Failure, Failures};
 pub use element::{ElementKind, ElementWriter};
 pub use expression::{Compared, ConntrackKey, Expression, Fib, Header, MetaKey, Register, Verdict};
+
 pub use foreign::ForeignRule;
 pub use read::{DumpedElement, DumpedTable};
 pub use set::{Data, Field, Set, SetKind};
@@ -31,7 +32,7 @@ pub use set::{Data, Field, Set, SetKind};
 use crate::model::Family;
 
 /// `NFPROTO_*`: the family byte of a table and of every message about it.
-const fn protocol_family(family: Family) -> u8 {
+pub(super) const fn protocol_family(family: Family) -> u8 {
     match family {
         Family::V4 => 2,
         Family::V6 => 10,

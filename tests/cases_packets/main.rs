@@ -14,11 +14,8 @@
 
 #[path = "../flows/flows.rs"]
 mod flows;
-mod namespace;
-mod outcome;
-mod sockets;
+#[path = "../stage/stage.rs"]
 mod stage;
-mod wire;
 
 use std::process::ExitCode;
 
@@ -26,11 +23,11 @@ use serde_json::Value;
 use steelyard::datapath::apply::Programmer;
 use steelyard::datapath::plan::Scope;
 
-use crate::flows::form::Scenario;
+use crate::flows::form::{Flow, Scenario};
 use crate::flows::tally::Tally;
 use crate::flows::world::World;
 use crate::flows::{CaseFile, in_both_families, title_of};
-use crate::stage::Stage;
+use crate::stage::{Probe, Stage, Surroundings, namespace, outcome};
 
 fn main() -> ExitCode {
     // Test runners ask every target for its list; this one has no single tests to name.
@@ -69,7 +66,7 @@ fn run(file: &CaseFile, tally: &mut Tally) {
 
 fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tally) {
     let staged = World::of(scenario).and_then(|world| {
-        let stage = Stage::raise(&world, scenario)?;
+        let stage = Stage::raise("", Surroundings::of(scenario, &world))?;
         let mut programmer = stage.in_node(Programmer::new).map_err(|error| describe(&error))?;
         let report = programmer
             .apply(world.desired.entries(), &Scope::All, world.desired.node())
@@ -80,7 +77,7 @@ fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tall
         stage.check_listing()?;
         stage.watch_priority()?;
         let flows: Vec<_> = scenario.flows.iter().filter_map(|(_, flow)| flow.as_ref().ok()).collect();
-        stage.send(&flows)
+        send(&stage, &flows)
     });
     let mut outcomes = match staged {
         Ok(outcomes) => outcomes.into_iter(),
@@ -90,6 +87,18 @@ fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tall
         let result = flow.clone().and_then(|_| outcomes.next().unwrap_or_else(|| Err("was not sent".to_owned())));
         tally.record(format_args!("{title}: {name}"), result);
     }
+}
+
+/// Sends the first packets of many connections of each flow, and holds what comes of them to what should.
+fn send(stage: &Stage, flows: &[&Flow]) -> Result<Vec<Result<(), String>>, String> {
+    let probe = |flow: &&Flow| Probe {
+        packet: flow.packet,
+        connections: outcome::connections(&flow.expect),
+        is_visible: outcome::is_visible(&flow.expect),
+    };
+    let seen = stage.observe(&flows.iter().map(probe).collect::<Vec<_>>())?;
+    stage.check_priority()?;
+    Ok(flows.iter().zip(&seen).map(|(flow, packets)| outcome::check(flow, packets)).collect())
 }
 
 /// An error with its sources.

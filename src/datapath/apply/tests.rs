@@ -1,5 +1,7 @@
 //! Against the real kernel, in network namespaces of their own.
 
+use std::time::Duration;
+
 use super::*;
 use crate::datapath::entry::{Frontend, NodePortAddresses, NodePorts, Treatment};
 use crate::datapath::nft::compose::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
@@ -38,12 +40,14 @@ fn entries() -> Entries {
         "10.244.1.5:8080 10.244.2.5:8080 10.244.3.5:8080",
     );
     web.local = target("10.244.1.5:8080");
+    web.affinity = Some(Duration::from_secs(10_800));
     web.source_ranges = ["203.0.113.0/24", "198.51.100.7/32"].map(|text| text.parse().unwrap()).to_vec();
     web.local_addresses = ["10.244.1.5".parse().unwrap()].into();
     let mut six = entry(
         &[("[fd00:10:96::1]:80", INTERNAL), ("[2001:db8:1::1]:80", FILTERED_LOCAL), ("30001", EXTERNAL)],
         "[fd00:10:244::5]:8080 [fd00:10:245::5]:8080",
     );
+    six.affinity = Some(Duration::from_secs(60));
     six.source_ranges = vec!["2001:db8:2::/48".parse().unwrap()];
     six.local_addresses = ["fd00:10:244::5".parse().unwrap()].into();
     six.local = target("drop");
@@ -125,6 +129,31 @@ fn the_listing_loads_again_and_lists_the_same() {
         });
     });
 }
+
+#[test]
+fn a_listing_with_remembered_clients_loads_again() {
+    in_new_namespace(|| {
+        programmed(&entries());
+        nft(&["-f", "-"], REMEMBERED);
+        let text = listing();
+        for client in ["f000:2 . 203.0.113.9 timeout 3h expires ", "f000:1 . 2001:db8:2::9 timeout 1m expires "] {
+            assert!(text.contains(client), "{text}");
+        }
+        in_new_namespace(|| {
+            nft(&["-f", "-"], &text);
+            let again = listing();
+            assert_eq!(again.matches(" expires ").count(), 3);
+            assert_eq!(again.lines().count(), text.lines().count());
+        });
+    });
+}
+
+/// Clients of the web Service, the last of an endpoint that it has not.
+const REMEMBERED: &str = "
+    add element ip steelyard affinity { f000:2 . 203.0.113.9 timeout 3h : 10.244.2.5 . 8080 }
+    add element ip6 steelyard affinity { f000:1 . 2001:db8:2::9 timeout 60s : fd00:10:245::5 }
+    add element ip steelyard affinity { f000:2 . 203.0.113.10 timeout 3h : 10.244.9.5 . 8080 }
+";
 
 #[test]
 fn a_change_touches_its_own_elements() {
@@ -385,5 +414,24 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_others() {
         assert!(programmer.cleanup().unwrap().is_empty());
         assert!(programmer.programmed_addresses().next().is_none());
         assert!(programmer.apply(&entries(), &Scope::All, &node()).unwrap().is_rebuilt);
+    });
+}
+
+#[test]
+fn rules_that_are_asked_for_print_load_again_and_replace_a_table_without_them() {
+    in_new_namespace(|| {
+        drop(programmed(&entries()));
+        let options = Options { reset_mid_stream: true, drop_invalid: true };
+        let mut programmer = Programmer::new().unwrap().with_options(options);
+        assert!(programmer.apply(&entries(), &Scope::All, &node()).unwrap().is_rebuilt);
+        let again = Programmer::new().unwrap().with_options(options).apply(&entries(), &Scope::All, &node()).unwrap();
+        assert_eq!((again.deleted, again.added, again.is_rebuilt), (0, 0, false));
+        let (text, sorted) = (listing(), sorted_listing());
+        assert_eq!(text.matches("reject with tcp reset").count(), 2, "{text}");
+        assert_eq!(text.matches("ct state invalid").count(), 4, "{text}");
+        in_new_namespace(|| {
+            nft(&["-f", "-"], &text);
+            assert_eq!(sorted_listing(), sorted);
+        });
     });
 }

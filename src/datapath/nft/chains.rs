@@ -1,14 +1,15 @@
 //! The chains and their rules, each as nft would print it and as it is built.
 //!
-//! All are always there, save that a chain `slotsN` comes with the first Service that has N endpoints. Names must not be words of nft's grammar, or its listing does not load again.
+//! All are always there, save that a chain `slotsN` comes with the first Service that has N endpoints, and where clients
+//! keep their endpoint for T seconds `stickyN_T` and `learnT`. Names must not be words of nft's grammar, or its listing does not load again.
 
+mod affinity;
 mod filter;
 mod nat;
 
-use std::borrow::Cow;
-
+use super::classes::Purpose;
 use super::ids::ID_MASK;
-use super::layout;
+use super::options::Options;
 use crate::model::{Family, Protocol};
 use crate::netlink::nf_tables::{Chain, Compared, ConntrackKey, Expression, Header, Hook, MetaKey, Register, Verdict};
 
@@ -26,28 +27,31 @@ type Rules = Vec<Vec<Expression>>;
 /// Protocols with ports that Services may have.
 const PROTOCOLS: [u8; 3] = [Protocol::Tcp.number(), Protocol::Udp.number(), Protocol::Sctp.number()];
 
+/// `ct state invalid`.
+const STATE_INVALID: u32 = 1;
 /// `ct state new`.
 const STATE_NEW: u32 = 8;
 /// `ct status dnat`.
 const STATUS_DNAT: u32 = 0x20;
 
 const PREROUTING: u32 = 0;
+const FORWARD: u32 = 2;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
 const R0: Register = Register(0);
 const R1: Register = Register(1);
 
-/// The chains that are always there.
-pub fn chains(family: Family) -> Vec<ChainRules> {
+/// The chains that are always there, with the rules that the options ask for.
+pub fn chains(family: Family, options: Options) -> Vec<ChainRules> {
     let rules = RulesOf { family };
-    vec![
+    let mut chains = vec![
         plain("no_endpoint", rules.no_endpoint()),
         plain("guard", rules.guard()),
         plain("turn_inside", RulesOf::turn_inside()),
         plain("short_circuit", rules.short_circuit()),
         plain("guarded_short_circuit", RulesOf::guarded_short_circuit()),
-        plain("frontend", RulesOf::frontend()),
+        plain("frontend", RulesOf::frontend(options)),
         plain("unlisted", rules.unlisted()),
         plain("nodeport", rules.node_port()),
         plain("classify", rules.classify()),
@@ -60,38 +64,28 @@ pub fn chains(family: Family) -> Vec<ChainRules> {
         base("filter_output", "filter", OUTPUT, -110, RulesOf::new_connections()),
         base("nat_prerouting", "nat", PREROUTING, -100, RulesOf::dispatch()),
         base("nat_output", "nat", OUTPUT, -100, RulesOf::dispatch()),
+        base("learn_prerouting", "filter", PREROUTING, -99, RulesOf::learn()),
+        base("learn_output", "filter", OUTPUT, -99, RulesOf::learn()),
         base("nat_postrouting", "nat", POSTROUTING, 100, RulesOf::translated_connections()),
         base("filter_postrouting", "filter", POSTROUTING, 110, RulesOf::clear_priority()),
-    ]
-}
-
-/// The name of the chain for a number of slots.
-pub fn slots_chain_name(slots: u32) -> Cow<'static, str> {
-    format!("slots{slots}").into()
-}
-
-/// The number of slots that a chain is for.
-pub fn slots_of_chain_name(name: &str) -> Option<u32> {
-    name.strip_prefix("slots")?.parse().ok().filter(|slots| *slots > 0)
-}
-
-/// The chain that picks one of a number of slots.
-pub fn slots_chain(family: Family, slots: u32) -> ChainRules {
-    let chain = Chain { name: slots_chain_name(slots), hook: None };
-    let rules = vec![
-        // meta priority set meta priority & c00f:ffff
-        keep_of_priority(ID_MASK),
-        // meta l4proto { tcp, udp, sctp } dnat ip to meta priority . numgen random mod 3 map @endpoints
-        vec![
-            Expression::Meta(MetaKey::Protocol, R0),
-            Expression::ProtocolIn(R0, &PROTOCOLS),
-            Expression::Meta(MetaKey::Priority, R0),
-            Expression::Random(R1, slots),
-            Expression::Map(R0, layout::ENDPOINTS),
-            Expression::Dnat { family, address: R0, port: behind_address(family) },
-        ],
     ];
-    ChainRules { chain, rules }
+    if options.drop_invalid {
+        chains.push(base("filter_forward", "filter", FORWARD, -110, rules.invalid_packets()));
+    }
+    chains
+}
+
+/// The chain of a class.
+pub fn chain_of(family: Family, purpose: Purpose) -> ChainRules {
+    let rules = RulesOf { family };
+    let rules = match purpose {
+        Purpose::Learn(memory) => rules.remember(memory.recall),
+        Purpose::Slots { slots, memory: None } => vec![keep_of_priority(ID_MASK), rules.pick_slot(slots)],
+        Purpose::Slots { slots, memory: Some(memory) } => {
+            vec![RulesOf::ask_for(memory.class), rules.take_remembered(memory.recall), rules.pick_slot(slots)]
+        }
+    };
+    ChainRules { chain: Chain { name: purpose.chain_name(), hook: None }, rules }
 }
 
 fn plain(name: &'static str, rules: Rules) -> ChainRules {
@@ -166,9 +160,14 @@ impl RulesOf {
 
     /// `ct state new`
     fn is_new() -> [Expression; 3] {
+        Self::is_in(STATE_NEW)
+    }
+
+    /// `ct state …`
+    fn is_in(state: u32) -> [Expression; 3] {
         [
             Expression::Conntrack(ConntrackKey::State, R0),
-            Expression::And(R0, STATE_NEW),
+            Expression::And(R0, state),
             Expression::Compare(R0, Compared::NotEqual, 0),
         ]
     }

@@ -1,12 +1,13 @@
 //! What an entry comes to, and what the node itself comes to: pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
+use super::classes::{Classes, Memory, Recall};
 use super::elements::{Element, Range};
-use super::ids::{Class, Classes, Exhausted, FrontendValue, Id, Ids};
+use super::ids::{Class, Exhausted, FrontendValue, Id, Ids};
 use crate::datapath::entry::{
     EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, Target, Treatment,
 };
@@ -45,13 +46,22 @@ pub fn elements_of(
     previous: &[Element],
 ) -> Result<Vec<Element>, Exhausted> {
     let mut elements = Vec::new();
+    let mut sticky = Vec::new();
     for policy in policies(entry) {
         let id = ids.take(key, policy)?;
         let target = match policy {
             TrafficPolicy::Cluster => &entry.cluster,
             TrafficPolicy::Local => &entry.local,
         };
-        elements.extend(target_elements(id, target, classes, previous)?);
+        let recall = recall_of(key, entry, target);
+        let memory = recall.map(|recall| classes.take_memory(recall)).transpose()?;
+        elements.extend(target_elements(id, target, memory, classes, previous)?);
+        if let (Some(memory), Target::Endpoints(endpoints)) = (memory, target) {
+            sticky.push((id, memory, endpoints));
+        }
+    }
+    if let [one, other] = sticky.as_slice() {
+        elements.extend(twins(*one, *other).chain(twins(*other, *one)));
     }
     for (frontend, treatment) in &entry.frontends {
         let value = FrontendValue::new(*treatment, ids.take(key, policy_of(*treatment))?);
@@ -93,9 +103,40 @@ pub const fn policy_of(treatment: Treatment) -> TrafficPolicy {
     }
 }
 
+/// How the clients of a target are remembered.
+fn recall_of(key: &EntryKey, entry: &ForwardingEntry, target: &Target) -> Option<Recall> {
+    let (Some(timeout), Target::Endpoints(endpoints)) = (entry.affinity, target) else { return None };
+    let seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1);
+    let port = match key.family {
+        Family::V4 => None,
+        Family::V6 => most_common_port(endpoints),
+    };
+    Some(Recall { seconds, port })
+}
+
+/// The lowest of those that most endpoints have.
+fn most_common_port(endpoints: &BTreeSet<SocketAddr>) -> Option<u16> {
+    let mut counts: BTreeMap<u16, usize> = BTreeMap::new();
+    for endpoint in endpoints {
+        *counts.entry(endpoint.port()).or_default() += 1;
+    }
+    counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(port, _)| port)
+}
+
+/// What leads from one policy's memory of an endpoint to the other's, where both may use it.
+fn twins<'a>(
+    (id, memory, endpoints): (Id, Memory, &'a BTreeSet<SocketAddr>),
+    (other, its_memory, its_endpoints): (Id, Memory, &'a BTreeSet<SocketAddr>),
+) -> impl Iterator<Item = Element> + 'a {
+    let is_remembered = move |to: &&SocketAddr| memory.recall.port.is_none_or(|port| port == to.port());
+    let both = endpoints.intersection(its_endpoints).filter(move |_| memory == its_memory).filter(is_remembered);
+    both.map(move |to| Element::Twin { id, memory: memory.class, to: *to, other })
+}
+
 fn target_elements(
     id: Id,
     target: &Target,
+    memory: Option<Memory>,
     classes: &mut Classes,
     previous: &[Element],
 ) -> Result<Vec<Element>, Exhausted> {
@@ -107,9 +148,10 @@ fn target_elements(
     let Some(count) = u32::try_from(endpoints.len()).ok().filter(|count| *count > 0) else {
         return Ok(vec![Element::Service { id, class: Class::REJECT }]);
     };
-    let class = classes.take(count)?;
+    let class = classes.take(count, memory)?;
+    let memory = memory.map(|memory| memory.class);
     let mut elements = vec![Element::Service { id, class }];
-    elements.extend((0u32..).zip(endpoints).map(|(slot, to)| Element::Endpoint { id, slot, to }));
+    elements.extend((0u32..).zip(endpoints).map(|(slot, to)| Element::Endpoint { id, memory, slot, to }));
     Ok(elements)
 }
 
@@ -119,7 +161,7 @@ fn assign_slots(id: Id, endpoints: &BTreeSet<SocketAddr>, previous: &[Element]) 
     let mut slots: Vec<Option<SocketAddr>> = vec![None; endpoints.len()];
     let mut waiting = endpoints.clone();
     for element in previous {
-        if let Element::Endpoint { id: owner, slot, to } = element
+        if let Element::Endpoint { id: owner, slot, to, .. } = element
             && *owner == id
             && let Some(place) = usize::try_from(*slot).ok().and_then(|slot| slots.get_mut(slot))
             && waiting.remove(to)

@@ -5,9 +5,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::chains::slots_of_chain_name;
+use super::classes::{Memory, Purpose};
 use super::elements::{Element, Range};
-use super::ids::{Class, FrontendValue, Id};
+use super::ids::{Class, FrontendValue, Id, Sticky};
 use super::layout;
 use crate::model::{Family, Protocol};
 use crate::netlink::nf_tables::DumpedElement;
@@ -21,6 +21,7 @@ pub fn elements(set: &str, family: Family, dumped: &[DumpedElement]) -> Option<V
         |make: fn(Range) -> Element| Some(intervals(dumped, family)?.into_iter().map(make).collect::<Vec<Element>>());
     match set {
         layout::ENDPOINTS => each(endpoint),
+        layout::TWINS => each(twin),
         layout::SERVICES => each(service),
         layout::INSIDE => each(inside),
         layout::SOURCE_RANGES => each(source_range),
@@ -37,24 +38,46 @@ pub fn elements(set: &str, family: Family, dumped: &[DumpedElement]) -> Option<V
     }
 }
 
-/// The numbers of slots that have chains.
-pub fn classes(dumped: &[DumpedElement]) -> Option<Vec<(u32, Class)>> {
-    dumped
-        .iter()
-        .map(|element| {
-            let class = Class::from_priority(Fields(&element.key).host_u32()?)?;
-            Some((slots_of_chain_name(element.chain.as_deref()?)?, class))
-        })
-        .collect()
+/// What has chains: those that remember, and those for numbers of slots.
+pub fn classes(learners: &[DumpedElement], slots: &[DumpedElement]) -> Option<Vec<(Purpose, Class)>> {
+    let mut memories: Vec<Memory> = Vec::new();
+    let mut classes = Vec::new();
+    for element in learners.iter().chain(slots) {
+        let class = Class::from_priority(Fields(&element.key).host_u32()?)?;
+        let purpose = Purpose::of_chain(element.chain.as_deref()?, class, &memories)?;
+        if let Purpose::Learn(memory) = purpose {
+            memories.push(memory);
+        }
+        classes.push((purpose, class));
+    }
+    Some(classes)
+}
+
+/// Who is remembered, and the endpoint: with its port where that is remembered too.
+pub fn remembered(element: &DumpedElement, family: Family) -> Option<(Sticky, IpAddr, IpAddr, Option<u16>)> {
+    let (mut key, mut value) = (Fields(&element.key), Fields(&element.value));
+    let whose = Sticky::from_priority(key.host_u32()?)?;
+    Some((whose, key.address(family)?, value.address(family)?, value.port()))
 }
 
 fn endpoint(element: &DumpedElement, family: Family) -> Option<Element> {
     let (mut key, mut value) = (Fields(&element.key), Fields(&element.value));
+    let number = key.host_u32()?;
     Some(Element::Endpoint {
-        id: Id::from_priority(key.host_u32()?)?,
+        id: Id::from_priority(number)?,
+        memory: Class::memory_in(number),
         slot: key.host_u32()?,
         to: SocketAddr::new(value.address(family)?, value.port()?),
     })
+}
+
+fn twin(element: &DumpedElement, family: Family) -> Option<Element> {
+    let mut key = Fields(&element.key);
+    let (number, other) = (key.host_u32()?, Fields(&element.value).host_u32()?);
+    let memory = Class::memory_in(number)?;
+    let to = SocketAddr::new(key.address(family)?, key.port()?);
+    let is_ours = Class::memory_in(other) == Some(memory);
+    is_ours.then_some(Element::Twin { id: Id::from_priority(number)?, memory, to, other: Id::from_priority(other)? })
 }
 
 fn service(element: &DumpedElement, _: Family) -> Option<Element> {

@@ -18,10 +18,23 @@ pub enum Element {
     Endpoint {
         /// Whose.
         id: Id,
+        /// How clients are remembered, if they are.
+        memory: Option<Class>,
         /// From 0, without a gap.
         slot: u32,
         /// The endpoint.
         to: SocketAddr,
+    },
+    /// Clients that were led to an endpoint in one policy are led there in the other one.
+    Twin {
+        /// The one.
+        id: Id,
+        /// How clients of both are remembered.
+        memory: Class,
+        /// The endpoint, which both may use.
+        to: SocketAddr,
+        /// The other.
+        other: Id,
     },
     /// What becomes of an id's packets.
     Service {
@@ -129,6 +142,7 @@ impl Element {
     pub const fn set(&self) -> &'static str {
         match self {
             Self::Endpoint { .. } => layout::ENDPOINTS,
+            Self::Twin { .. } => layout::TWINS,
             Self::Service { .. } => layout::SERVICES,
             Self::Inside { .. } => layout::INSIDE,
             Self::SourceRange { .. } => layout::SOURCE_RANGES,
@@ -151,6 +165,7 @@ impl Element {
             Self::NodePort { port, protocol, .. } => Some(SharedKey::NodePort(port, protocol)),
             Self::Frontend { address, protocol, .. } => Some(SharedKey::Frontend(address, protocol)),
             Self::Endpoint { .. }
+            | Self::Twin { .. }
             | Self::Service { .. }
             | Self::Inside { .. }
             | Self::SourceRange { .. }
@@ -172,9 +187,14 @@ impl Element {
     /// for the priority of a source range.
     pub fn write(&self, writer: &mut ElementWriter<'_>) {
         match *self {
-            Self::Endpoint { id, slot, to } => writer.write(|element| {
-                element.key(Key::new().host_u32(id.priority()).host_u32(slot).bytes());
+            Self::Endpoint { id, memory, slot, to } => writer.write(|element| {
+                element.key(Key::new().host_u32(id.priority_in(memory)).host_u32(slot).bytes());
                 element.value(Key::new().address(to.ip()).port(to.port()).bytes());
+            }),
+            Self::Twin { id, memory, to, other } => writer.write(|element| {
+                let memory = Some(memory);
+                element.key(Key::new().host_u32(id.priority_in(memory)).address(to.ip()).port(to.port()).bytes());
+                element.value(&other.priority_in(memory).to_ne_bytes());
             }),
             Self::Service { id, class } => writer.write(|element| {
                 element.key(&id.priority().to_ne_bytes());

@@ -9,10 +9,13 @@
 //! +-----+---------------+--------------------------+
 //! | 1 1 |       0       | id                       |  the key of services, and with a slot of endpoints
 //! +-----+---------------+--------------------------+
+//! | 1 1 | 1 1 memory    | id                       |  likewise where clients keep their endpoint
+//! +-----+---------------+--------------------------+
 //! ```
 //!
 //! The two highest bits tell our numbers from an application's `SO_PRIORITY` and from the handles that `tc` gives out by
-//! itself. An id is a Service port in one policy; a class is a number of slots, or what to do without any.
+//! itself. An id is a Service port in one policy; a class is a number of slots, or what to do without any, or how
+//! clients are remembered.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -30,6 +33,8 @@ pub const ID_MASK: u32 = 0xc00f_ffff;
 pub const KIND_MASK: u32 = 0xff00_0000;
 /// The marker and the class.
 pub const CLASS_MASK: u32 = 0xfff0_0000;
+/// The bits that all classes of memories have set and no other class has.
+pub const MEMORY_MARKER: u32 = 0xf000_0000;
 
 const KIND_SHIFT: u32 = 24;
 const CLASS_SHIFT: u32 = 20;
@@ -42,8 +47,8 @@ pub enum Exhausted {
     /// There are a million Service ports and policies.
     #[error("no id is left for another service port")]
     Ids,
-    /// There are a thousand different numbers of endpoints.
-    #[error("no class is left for another number of endpoints")]
+    /// There are hundreds of different numbers of endpoints, or of session affinity timeouts.
+    #[error("no class is left for another number of endpoints or another session affinity timeout")]
     Classes,
 }
 
@@ -55,6 +60,14 @@ impl Id {
     /// As `meta priority`.
     pub const fn priority(self) -> u32 {
         MARKER | self.0
+    }
+
+    /// As `meta priority` of one whose clients may be remembered.
+    pub const fn priority_in(self, memory: Option<Class>) -> u32 {
+        match memory {
+            None => self.priority(),
+            Some(class) => class.priority() | self.0,
+        }
     }
 
     /// The id in a number of ours, whatever else is in it.
@@ -146,11 +159,27 @@ impl Class {
     pub const REJECT: Self = Self(1);
     /// Nowhere to go, silently.
     pub const DROP: Self = Self(2);
-    const FIRST_OF_SLOTS: u32 = 3;
+    pub(super) const FIRST_OF_SLOTS: u32 = 3;
+    pub(super) const LAST_OF_SLOTS: Self = Self(Self::FIRST_MEMORY - 1);
+    pub(super) const FIRST_MEMORY: u32 = 3 << 8;
+
+    /// The one after the last, or else the first.
+    pub(super) fn next(last: Option<Self>, first: u32) -> Option<Self> {
+        let number = last.map_or(first, |last| last.0 + 1);
+        (number <= LAST_CLASS).then_some(Self(number))
+    }
 
     /// As `meta priority` without an id.
     pub const fn priority(self) -> u32 {
         MARKER | self.0 << CLASS_SHIFT
+    }
+
+    /// The memory in the number of one whose clients may be remembered, none in others.
+    pub const fn memory_in(priority: u32) -> Option<Self> {
+        match Self::from_priority(priority) {
+            Some(class) if class.0 >= Self::FIRST_MEMORY => Some(class),
+            Some(_) | None => None,
+        }
     }
 
     /// The class in a service's number.
@@ -162,6 +191,36 @@ impl Class {
 impl fmt::Debug for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Class({})", self.0)
+    }
+}
+
+/// An id with the memory of its clients: the key of what they went to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sticky(u32);
+
+impl Sticky {
+    /// Of these two.
+    pub const fn new(id: Id, memory: Class) -> Self {
+        Self(id.priority_in(Some(memory)))
+    }
+
+    /// As read from the kernel; there is none without a memory.
+    pub const fn from_priority(priority: u32) -> Option<Self> {
+        match Class::memory_in(priority) {
+            Some(_) => Some(Self(priority)),
+            None => None,
+        }
+    }
+
+    /// The id.
+    pub const fn id(self) -> Id {
+        Id(self.0 & LAST_ID)
+    }
+}
+
+impl fmt::Debug for Sticky {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}:{:x}", self.0 >> 16, self.0 & 0xffff)
     }
 }
 
@@ -247,52 +306,6 @@ impl Ids {
     }
 }
 
-/// Which number of slots has which class. Each has a chain in the kernel, and stays while the table does: when none is left,
-/// a new table has only those in use.
-#[derive(Clone, Debug, Default)]
-pub struct Classes {
-    by_slots: BTreeMap<u32, Class>,
-    last: u32,
-    new: Vec<(u32, Class)>,
-}
-
-impl Classes {
-    /// The class of a number of slots, a new one if it has none.
-    ///
-    /// # Errors
-    ///
-    /// When all are taken.
-    pub fn take(&mut self, slots: u32) -> Result<Class, Exhausted> {
-        if let Some(class) = self.by_slots.get(&slots) {
-            return Ok(*class);
-        }
-        let next = self.last.max(Class::FIRST_OF_SLOTS - 1) + 1;
-        if next > LAST_CLASS {
-            return Err(Exhausted::Classes);
-        }
-        self.last = next;
-        self.by_slots.insert(slots, Class(next));
-        self.new.push((slots, Class(next)));
-        Ok(Class(next))
-    }
-
-    /// Takes over those that have their chains in the kernel already.
-    pub fn adopt(classes: Vec<(u32, Class)>) -> Self {
-        let last = classes.iter().map(|(_, class)| class.0).max().unwrap_or_default();
-        Self { by_slots: classes.into_iter().collect(), last, new: Vec::new() }
-    }
-
-    /// Whether there are more than these.
-    pub fn are_more_than(&self, used: &BTreeSet<Class>) -> bool {
-        self.by_slots.values().any(|class| !used.contains(class))
-    }
-
-    /// Those given since the last time, which need their chains.
-    pub fn drain_new(&mut self) -> Vec<(u32, Class)> {
-        std::mem::take(&mut self.new)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,20 +329,6 @@ mod tests {
         ids.last = LAST_ID;
         assert_eq!(ids.take(&key("b"), TrafficPolicy::Cluster), Ok(first));
         assert_eq!(ids.take(&key("c"), TrafficPolicy::Cluster), Err(Exhausted::Ids));
-    }
-
-    #[test]
-    fn classes_are_remembered_and_end() {
-        let mut classes = Classes::default();
-        assert_eq!(classes.take(5), Ok(Class(3)));
-        assert_eq!(classes.take(7), Ok(Class(4)));
-        assert_eq!(classes.take(5), Ok(Class(3)));
-        assert_eq!(classes.drain_new(), [(5, Class(3)), (7, Class(4))]);
-        assert_eq!(classes.drain_new(), []);
-        for slots in 100..100 + LAST_CLASS - 4 {
-            assert!(classes.take(slots).is_ok(), "{slots}");
-        }
-        assert_eq!(classes.take(90_000), Err(Exhausted::Classes));
     }
 
     #[test]

@@ -16,8 +16,17 @@ pub const INSIDE: &str = "inside";
 pub const SERVICES: &str = "services";
 /// Id and slot to address and port.
 pub const ENDPOINTS: &str = "endpoints";
-/// Class to the chain for that many slots; the only one that holds verdicts, one for each number of endpoints in use.
+/// Memory, id and client to the endpoint that it went to last; filled by packets. In IPv6 the address alone, whose port is
+/// the memory's.
+pub const AFFINITY: &str = "affinity";
+/// Memory, id and endpoint to memory and id of the other policy of the same Service port, if that may use it too.
+pub const TWINS: &str = "twins";
+/// Memory to the chain that remembers; verdicts, one for each timeout in use.
+pub const LEARNERS: &str = "learners";
+/// Class to the chain for that many slots; verdicts, one for each number of endpoints in use.
 pub const SLOT_CHAINS: &str = "slot_chains";
+/// How many clients are remembered at most; another is served without.
+pub const AFFINITY_SIZE: u32 = 1 << 17;
 /// Who may dial a filtered frontend.
 pub const SOURCE_RANGES: &str = "source_ranges";
 /// Source and destination of connections of an endpoint to itself.
@@ -40,6 +49,14 @@ pub const fn table(family: Family) -> Table {
     Table { family, name: TABLE_NAME }
 }
 
+/// What is remembered of an endpoint.
+fn remembered(family: Family) -> Vec<Field> {
+    match family {
+        Family::V4 => vec![Field::Destination(family), Field::Port],
+        Family::V6 => vec![Field::Destination(family)],
+    }
+}
+
 /// All sets and maps.
 pub fn sets(family: Family) -> Vec<Set> {
     let source = Field::Source(family);
@@ -47,6 +64,12 @@ pub fn sets(family: Family) -> Vec<Set> {
     vec![
         // map endpoints { typeof meta priority . numgen random mod 65536 : ip daddr . th dport }
         Set::map(ENDPOINTS, vec![Field::Priority, Field::Slot], vec![destination, Field::Port]),
+        // map affinity { typeof meta priority . ip saddr : ip daddr . th dport; size 131072; flags dynamic,timeout }
+        Set::learned(AFFINITY, AFFINITY_SIZE, vec![Field::Priority, source], remembered(family)),
+        // map twins { typeof meta priority . ip daddr . th dport : meta priority }
+        Set::map(TWINS, vec![Field::Priority, destination, Field::Port], vec![Field::Priority]),
+        // map learners { typeof meta priority : verdict }
+        Set::verdict_map(LEARNERS, vec![Field::Priority]),
         // map services { typeof meta priority : meta priority }
         Set::map(SERVICES, vec![Field::Priority], vec![Field::Priority]),
         // map slot_chains { typeof meta priority : verdict }

@@ -1,7 +1,8 @@
 //! Reads back what is in the kernel: what a former process left, or others made of it.
 
 use super::decode;
-use super::layout::{SLOT_CHAINS, sets, table};
+use super::layout::{AFFINITY, LEARNERS, SLOT_CHAINS, sets, table};
+use super::options::Options;
 use super::write::layout_comment;
 use crate::datapath::plan::Found;
 use crate::model::Family;
@@ -13,15 +14,17 @@ use crate::netlink::nf_tables::{Connection, ConnectionError};
 /// # Errors
 ///
 /// When the kernel does not answer, refuses, or is never done with a dump before the next change.
-pub fn found(connection: &mut Connection, family: Family) -> Result<Option<Found>, ConnectionError> {
+pub fn found(connection: &mut Connection, family: Family, options: Options) -> Result<Option<Found>, ConnectionError> {
     let Some(dumped) = connection.table(table(family))? else { return Ok(None) };
-    if dumped.comment != Some(layout_comment(family)) {
+    if dumped.comment != Some(layout_comment(family, options)) {
         return Ok(None);
     }
-    let dumped = connection.elements(table(family), SLOT_CHAINS)?;
-    let Some(classes) = decode::classes(&dumped) else { return Ok(None) };
+    let learners = connection.elements(table(family), LEARNERS)?;
+    let slots = connection.elements(table(family), SLOT_CHAINS)?;
+    let Some(classes) = decode::classes(&learners, &slots) else { return Ok(None) };
     let mut elements = Vec::new();
-    for set in sets(family).iter().filter(|set| set.name != SLOT_CHAINS) {
+    // What packets put there is nobody's wish, and stays.
+    for set in sets(family).iter().filter(|set| ![AFFINITY, LEARNERS, SLOT_CHAINS].contains(&set.name)) {
         let dumped = connection.elements(table(family), set.name)?;
         let Some(read) = decode::elements(set.name, family, &dumped) else { return Ok(None) };
         elements.extend(read);

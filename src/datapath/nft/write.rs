@@ -4,18 +4,20 @@ use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
 
-use super::chains::{ChainRules, chains, slots_chain, slots_chain_name};
+use super::chains::{ChainRules, chain_of, chains};
+use super::classes::{Memory, Purpose, Recall};
 use super::ids::Class;
-use super::layout::{SLOT_CHAINS, sets, table};
+use super::layout::{LEARNERS, SLOT_CHAINS, sets, table};
+use super::options::Options;
 use crate::datapath::plan::{TableChange, Transaction};
 use crate::model::Family;
 use crate::netlink::nf_tables::{Batch, Verdict};
 
 /// All messages of a transaction.
-pub fn batch(transaction: &Transaction) -> Batch {
+pub fn batch(transaction: &Transaction, options: Options) -> Batch {
     let mut batch = Batch::new();
     for change in &transaction.tables {
-        write_table(&mut batch, change);
+        write_table(&mut batch, change, options);
     }
     batch
 }
@@ -31,25 +33,32 @@ pub fn cleanup_batch(families: &[Family]) -> Batch {
 }
 
 /// Names the layout: a table with the same comment has the same chains and maps as a new one would have.
-pub fn layout_comment(family: Family) -> String {
+pub fn layout_comment(family: Family, options: Options) -> String {
     let mut batch = Batch::new();
-    write_structure(&mut batch, family, "");
-    write_slots(&mut batch, family, 1, Class::REJECT);
+    write_structure(&mut batch, family, options, "");
+    let memory = Memory { class: Class::REJECT, recall: Recall { seconds: 1, port: Some(1) } };
+    for purpose in [
+        Purpose::Learn(memory),
+        Purpose::Slots { slots: 1, memory: None },
+        Purpose::Slots { slots: 1, memory: Some(memory) },
+    ] {
+        write_class(&mut batch, family, purpose, Class::REJECT);
+    }
     let mut hasher = SipHasher13::new();
     hasher.write(batch.bytes());
     format!("layout {:016x}", hasher.finish())
 }
 
-fn write_table(batch: &mut Batch, change: &TableChange) {
+fn write_table(batch: &mut Batch, change: &TableChange, options: Options) {
     let family = change.family;
     if change.is_new {
         // Deleting what is not there is an error, creating what is there is none.
         batch.add_table(table(family), None);
         batch.delete_table(table(family));
-        write_structure(batch, family, &layout_comment(family));
+        write_structure(batch, family, options, &layout_comment(family, options));
     }
-    for (slots, class) in &change.new_classes {
-        write_slots(batch, family, *slots, *class);
+    for (purpose, class) in &change.new_classes {
+        write_class(batch, family, *purpose, *class);
     }
     for elements in change.deleted.chunk_by(|left, right| left.set() == right.set()).rev() {
         if let Some(first) = elements.first() {
@@ -64,10 +73,10 @@ fn write_table(batch: &mut Batch, change: &TableChange) {
 }
 
 /// The empty table. A later kernel feature of tables (owner, persist) is a flag here.
-fn write_structure(batch: &mut Batch, family: Family, comment: &str) {
+fn write_structure(batch: &mut Batch, family: Family, options: Options, comment: &str) {
     let table = table(family);
     batch.add_table(table, Some(comment));
-    let chains = chains(family);
+    let chains = chains(family, options);
     // Rules refer to chains and sets by name.
     for ChainRules { chain, .. } in &chains {
         batch.add_chain(table, chain);
@@ -80,14 +89,18 @@ fn write_structure(batch: &mut Batch, family: Family, comment: &str) {
     }
 }
 
-fn write_slots(batch: &mut Batch, family: Family, slots: u32, class: Class) {
-    let chain = slots_chain(family, slots);
+fn write_class(batch: &mut Batch, family: Family, purpose: Purpose, class: Class) {
+    let chain = chain_of(family, purpose);
+    let map = match purpose {
+        Purpose::Learn(_) => LEARNERS,
+        Purpose::Slots { .. } => SLOT_CHAINS,
+    };
     batch.add_chain(table(family), &chain.chain);
     write_rules(batch, family, &chain);
-    batch.add_elements(table(family), SLOT_CHAINS, [class], |class, writer| {
+    batch.add_elements(table(family), map, [class], |class, writer| {
         writer.write(|element| {
             element.key(&class.priority().to_ne_bytes());
-            element.verdict(&Verdict::Goto(slots_chain_name(slots)));
+            element.verdict(&Verdict::Goto(purpose.chain_name()));
         });
     });
 }

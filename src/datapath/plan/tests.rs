@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -16,7 +17,9 @@ type Entries = BTreeMap<EntryKey, ForwardingEntry>;
 #[derive(Default)]
 struct Kernel {
     elements: BTreeSet<Element>,
-    classes: BTreeMap<Class, u32>,
+    classes: BTreeMap<Class, Purpose>,
+    /// A client for every endpoint that one may be led to, as far as nobody has it forget that.
+    memory: BTreeSet<(Sticky, SocketAddr)>,
 }
 
 impl Kernel {
@@ -25,8 +28,8 @@ impl Kernel {
             if table.is_new {
                 *self = Self::default();
             }
-            for (slots, class) in &table.new_classes {
-                assert_eq!(self.classes.insert(*class, *slots), None);
+            for (purpose, class) in &table.new_classes {
+                assert_eq!(self.classes.insert(*class, *purpose), None);
             }
             for element in &table.deleted {
                 assert!(self.elements.remove(element), "{element:?} is not there");
@@ -35,10 +38,35 @@ impl Kernel {
                 assert!(self.elements.insert(*element), "{element:?} is there already");
             }
             assert!(table.deleted.is_sorted() && table.added.is_sorted());
+            if table.kept.is_less {
+                let kept = &table.kept.endpoints;
+                self.memory.retain(|(whose, to)| kept.get(whose).is_none_or(|kept| kept.contains(to)));
+            }
         }
+        self.check_memory();
         let keys: BTreeSet<_> = self.elements.iter().filter_map(Element::shared_key).collect();
         let shared = self.elements.iter().filter(|element| element.shared_key().is_some()).count();
         assert_eq!(keys.len(), shared, "two elements with one key");
+    }
+
+    /// Nothing is remembered that may not be, and the other policy's memory is of its own endpoints.
+    fn check_memory(&mut self) {
+        let sticky: BTreeSet<(Sticky, SocketAddr)> = self
+            .elements
+            .iter()
+            .filter_map(|element| {
+                let Element::Endpoint { id, memory, to, .. } = *element else { return None };
+                Some((Sticky::new(id, memory?), to))
+            })
+            .collect();
+        assert!(self.memory.is_subset(&sticky), "remembered and gone");
+        for element in &self.elements {
+            if let Element::Twin { id, memory, to, other } = *element {
+                assert!(id != other && sticky.contains(&(Sticky::new(id, memory), to)), "a twin of nobody");
+                assert!(sticky.contains(&(Sticky::new(other, memory), to)), "a twin that may not go there");
+            }
+        }
+        self.memory = sticky;
     }
 
     /// Where a frontend leads.
@@ -58,11 +86,13 @@ impl Kernel {
             Class::DROP => return Target::Drop,
             class => self.classes[&class],
         };
+        let Purpose::Slots { slots, memory } = slots else { panic!("a class without slots") };
         let endpoints: BTreeMap<u32, SocketAddr> = self
             .elements
             .iter()
             .filter_map(|element| {
-                if let Element::Endpoint { id, slot, to } = *element {
+                if let Element::Endpoint { id, slot, to, memory: remembered } = *element {
+                    assert!(id != value.id() || remembered == memory.map(|memory| memory.class));
                     (id == value.id()).then_some((slot, to))
                 } else {
                     None
@@ -102,16 +132,18 @@ fn frontends() -> impl Strategy<Value = BTreeMap<Frontend, Treatment>> {
 }
 
 fn entries() -> impl Strategy<Value = ForwardingEntry> {
-    (frontends(), targets(), targets(), proptest::collection::btree_set(0u8..4, 0..3)).prop_map(
-        |(frontends, cluster, local, hosts)| ForwardingEntry {
+    let hosts = proptest::collection::btree_set(0u8..4, 0..3);
+    let timeout = proptest::option::of(proptest::sample::select(vec![2u64, 10_800]));
+    (frontends(), targets(), targets(), hosts, timeout).prop_map(|(frontends, cluster, local, hosts, timeout)| {
+        ForwardingEntry {
             frontends,
             cluster,
             local,
-            affinity: None,
+            affinity: timeout.map(Duration::from_secs),
             source_ranges: vec!["203.0.113.0/24".parse().unwrap()],
             local_addresses: hosts.into_iter().map(|host| [10, 0, 0, host].into()).collect(),
-        },
-    )
+        }
+    })
 }
 
 proptest! {
@@ -158,7 +190,7 @@ proptest! {
         let mut restarted = Belief::default();
         let found = Found {
             family: Family::V4,
-            classes: kernel.classes.iter().map(|(class, slots)| (*slots, *class)).collect(),
+            classes: kernel.classes.iter().map(|(class, purpose)| (*purpose, *class)).collect(),
             elements: kernel.elements.iter().rev().copied().collect(),
         };
         restarted.adopt(found, &state);

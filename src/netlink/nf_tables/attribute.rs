@@ -19,19 +19,19 @@ const TYPE_MASK: u16 = !(0b11 << 14);
 const HEADER: usize = 4;
 
 /// Appends an attribute.
-pub(super) fn put(out: &mut Vec<u8>, kind: u16, payload: &[u8]) {
+pub(in crate::netlink) fn put(out: &mut Vec<u8>, kind: u16, payload: &[u8]) {
     put_header(out, kind, payload.len());
     out.extend_from_slice(payload);
     pad(out);
 }
 
 /// Appends a number in network order.
-pub(super) fn put_u32(out: &mut Vec<u8>, kind: u16, number: u32) {
+pub(in crate::netlink) fn put_u32(out: &mut Vec<u8>, kind: u16, number: u32) {
     put(out, kind, &number.to_be_bytes());
 }
 
 /// Appends a text with its terminating zero.
-pub(super) fn put_text(out: &mut Vec<u8>, kind: u16, text: &str) {
+pub(in crate::netlink) fn put_text(out: &mut Vec<u8>, kind: u16, text: &str) {
     put_header(out, kind, text.len() + 1);
     out.extend_from_slice(text.as_bytes());
     out.push(0);
@@ -39,21 +39,21 @@ pub(super) fn put_text(out: &mut Vec<u8>, kind: u16, text: &str) {
 }
 
 /// Appends an attribute whose payload is what `fill` appends.
-pub(super) fn put_nested(out: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+pub(in crate::netlink) fn put_nested(out: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
     let start = open_nested(out, kind);
     fill(out);
     close_nested(out, start);
 }
 
 /// Begins an attribute that [`close_nested`] ends.
-pub(super) fn open_nested(out: &mut Vec<u8>, kind: u16) -> usize {
+pub(in crate::netlink) fn open_nested(out: &mut Vec<u8>, kind: u16) -> usize {
     let start = out.len();
     put_header(out, kind | NESTED, 0);
     start
 }
 
 /// Fills in the length of the attribute that begins at `start`.
-pub(super) fn close_nested(out: &mut [u8], start: usize) {
+pub(in crate::netlink) fn close_nested(out: &mut [u8], start: usize) {
     let length = saturate(out.len() - start);
     if let Some(field) = out.get_mut(start..start + 2) {
         field.copy_from_slice(&length.to_ne_bytes());
@@ -70,27 +70,27 @@ fn saturate(length: usize) -> u16 {
     u16::try_from(length).unwrap_or(u16::MAX)
 }
 
-pub(super) fn pad(out: &mut Vec<u8>) {
+pub(in crate::netlink) fn pad(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
 /// The attributes in a payload, as pairs of type and payload. Ends at the first that does not fit.
 #[derive(Clone)]
-pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+pub(in crate::netlink) struct Attributes<'a>(pub(in crate::netlink) &'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// The payload of the first attribute of a type.
-    pub(super) fn find(&self, kind: u16) -> Option<&'a [u8]> {
+    pub(in crate::netlink) fn find(&self, kind: u16) -> Option<&'a [u8]> {
         self.clone().find_map(|(found, payload)| (found == kind).then_some(payload))
     }
 
     /// The attributes nested in the first attribute of a type.
-    pub(super) fn nested(&self, kind: u16) -> Option<Attributes<'a>> {
+    pub(in crate::netlink) fn nested(&self, kind: u16) -> Option<Attributes<'a>> {
         self.find(kind).map(Attributes)
     }
 
     /// A number in network order.
-    pub(super) fn u32(&self, kind: u16) -> Option<u32> {
+    pub(in crate::netlink) fn u32(&self, kind: u16) -> Option<u32> {
         self.find(kind)?.try_into().ok().map(u32::from_be_bytes)
     }
 }

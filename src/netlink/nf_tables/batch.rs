@@ -30,8 +30,8 @@ const NEW_SET: u8 = 9;
 const NEW_ELEMENTS: u8 = 12;
 const DELETE_ELEMENTS: u8 = 14;
 
-pub(super) const REQUEST: u16 = 0x1;
-const ACKNOWLEDGE: u16 = 0x4;
+pub(in crate::netlink) const REQUEST: u16 = 0x1;
+pub(in crate::netlink) const ACKNOWLEDGE: u16 = 0x4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
@@ -391,7 +391,7 @@ fn put_batch_message(out: &mut Vec<u8>, kind: u16, sequence: u32) {
 }
 
 /// `struct nlmsghdr` (machine order), then `struct nfgenmsg` (its resource in network order).
-pub(super) fn put_message_header(
+pub(in crate::netlink) fn put_message_header(
     out: &mut Vec<u8>,
     kind: u16,
     flags: u16,
@@ -408,7 +408,7 @@ pub(super) fn put_message_header(
     out.extend_from_slice(&resource.to_be_bytes());
 }
 
-pub(super) fn close_message(out: &mut [u8], start: usize) {
+pub(in crate::netlink) fn close_message(out: &mut [u8], start: usize) {
     let length = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
     if let Some(field) = out.get_mut(start..start + 4) {
         field.copy_from_slice(&length.to_ne_bytes());

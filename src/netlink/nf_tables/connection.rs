@@ -15,7 +15,7 @@ use super::batch::Batch;
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
 const ERROR: u16 = 2;
-pub(super) const DONE: u16 = 3;
+pub(in crate::netlink) const DONE: u16 = 3;
 const KERNEL: (u32, u32) = (0, 0);
 /// Room for the answers to a batch; a message that fails is answered with some 60 bytes.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -210,16 +210,16 @@ fn explanation(attributes: &Attributes<'_>) -> Option<String> {
 }
 
 /// A message of the kernel.
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    pub(super) payload: &'a [u8],
+pub(in crate::netlink) struct Message<'a> {
+    pub(in crate::netlink) kind: u16,
+    pub(in crate::netlink) flags: u16,
+    pub(in crate::netlink) sequence: u32,
+    pub(in crate::netlink) payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The error of an answer, 0 for success, with the attributes that explain it (`struct nlmsgerr`, capped).
-    pub(super) fn error(&self) -> Option<(i32, Attributes<'a>)> {
+    pub(in crate::netlink) fn error(&self) -> Option<(i32, Attributes<'a>)> {
         if self.kind != ERROR {
             return None;
         }
@@ -229,7 +229,7 @@ impl<'a> Message<'a> {
 }
 
 /// The messages in a datagram.
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(in crate::netlink) struct Messages<'a>(pub(in crate::netlink) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;

@@ -1,6 +1,7 @@
 //! The expressions that rules are made of, each a small instruction on the kernel's registers.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use super::attribute::{put, put_nested, put_text, put_u32};
 use super::element::DATA_VALUE;
@@ -121,10 +122,18 @@ pub enum Expression {
     Conntrack(ConntrackKey, Register),
     /// Keeps the bits of the mask, in the machine's byte order.
     And(Register, u32),
+    /// Keeps the bits of the mask in a single byte.
+    AndByte(Register, u8),
+    /// Keeps the bits of the mask and sets others, in the machine's byte order: `& MASK | BITS`.
+    AndOr(Register, u32, u32),
     /// Turns 32 bits from the machine's to network order.
     ToNetworkOrder(Register),
     /// Compares with 32 bits in the machine's byte order.
     Compare(Register, Compared, u32),
+    /// Compares with a single byte.
+    CompareByte(Register, Compared, u8),
+    /// Goes on if the register has this port, in network order.
+    IsPort(Register, u16),
     /// Goes on if the set has the key that begins in the register.
     Contained(Register, &'static str),
     /// Goes on if it has not.
@@ -133,6 +142,18 @@ pub enum Expression {
     ProtocolIn(Register, &'static [u8]),
     /// Replaces the key by the map's value for it; goes on if there is one.
     Map(Register, &'static str),
+    /// Stores the value for the key in a map that packets fill, for a time. A key that is there already keeps its value,
+    /// and its time begins anew. Goes on unless the map is full.
+    Update {
+        /// The map.
+        map: &'static str,
+        /// Where the key begins.
+        key: Register,
+        /// Where the value begins.
+        value: Register,
+        /// For how long.
+        timeout: Duration,
+    },
     /// Takes the map's verdict for the key; goes on if there is none.
     VerdictMap(Register, &'static str),
     /// Takes the verdict that is listed for the priority in the register; goes on if there is none:
@@ -140,6 +161,8 @@ pub enum Expression {
     PriorityVerdict(Register, Vec<(u32, Verdict)>),
     /// Loads a number in the machine's byte order.
     Number(Register, u32),
+    /// Loads a port, in network order.
+    Port(Register, u16),
     /// Ends the rule with a verdict.
     Verdict(Verdict),
     /// Loads the type of an address in the routing table: 2 is local.
@@ -159,6 +182,8 @@ pub enum Expression {
     MasqueradeFullyRandom,
     /// Answers with ICMP port unreachable and drops the packet.
     RejectPortUnreachable(Family),
+    /// Answers a TCP segment with a reset and drops it; an RST is dropped without one.
+    RejectTcpReset,
 }
 
 /// A set or map that stands inside a rule.
@@ -207,12 +232,14 @@ impl Expression {
                 put_u32(out, 4, *length);
             }),
             Self::Conntrack(key, to) => encode(out, "ct", |out| encode_conntrack(out, *key, *to)),
-            Self::And(register, mask) => encode(out, "bitwise", |out| {
+            Self::And(register, mask) => encode_bitwise(out, *register, *mask, 0),
+            Self::AndOr(register, mask, bits) => encode_bitwise(out, *register, *mask & !bits, *bits),
+            Self::AndByte(register, mask) => encode(out, "bitwise", |out| {
                 put_u32(out, 1, register.number());
                 put_u32(out, 2, register.number());
-                put_u32(out, 3, 4);
-                put_nested(out, 4, |out| put(out, DATA_VALUE, &mask.to_ne_bytes()));
-                put_nested(out, 5, |out| put(out, DATA_VALUE, &[0; 4]));
+                put_u32(out, 3, 1);
+                put_nested(out, 4, |out| put(out, DATA_VALUE, &[*mask]));
+                put_nested(out, 5, |out| put(out, DATA_VALUE, &[0]));
             }),
             Self::ToNetworkOrder(register) => encode(out, "byteorder", |out| {
                 put_u32(out, 1, register.number());
@@ -226,9 +253,28 @@ impl Expression {
                 put_u32(out, 2, *how as u32);
                 put_nested(out, 3, |out| put(out, DATA_VALUE, &number.to_ne_bytes()));
             }),
+            Self::CompareByte(register, how, byte) => encode(out, "cmp", |out| {
+                put_u32(out, 1, register.number());
+                put_u32(out, 2, *how as u32);
+                put_nested(out, 3, |out| put(out, DATA_VALUE, &[*byte]));
+            }),
+            Self::IsPort(register, port) => encode(out, "cmp", |out| {
+                put_u32(out, 1, register.number());
+                put_u32(out, 2, Compared::Equal as u32);
+                put_nested(out, 3, |out| put(out, DATA_VALUE, &port.to_be_bytes()));
+            }),
             Self::Contained(key, set) => encode_lookup(out, set, *key, None, |_| {}),
             Self::NotContained(key, set) => encode_lookup(out, set, *key, None, |out| put_u32(out, 5, 1)),
             Self::Map(key, map) => encode_lookup(out, map, *key, Some(key.number()), |_| {}),
+            Self::Update { map, key, value, timeout } => encode(out, "dynset", |out| {
+                const UPDATE: u32 = 1;
+                put_text(out, 1, map);
+                put_u32(out, 3, UPDATE);
+                put_u32(out, 4, key.number());
+                put_u32(out, 5, value.number());
+                let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+                put(out, 6, &milliseconds.to_be_bytes());
+            }),
             Self::VerdictMap(key, map) => encode_lookup(out, map, *key, Some(Register::VERDICT), |_| {}),
             Self::ProtocolIn(key, _) => encode_lookup(out, "__set%d", *key, None, |out| put_u32(out, 4, inline)),
             Self::PriorityVerdict(key, _) => {
@@ -237,6 +283,10 @@ impl Expression {
             Self::Number(to, number) => encode(out, "immediate", |out| {
                 put_u32(out, 1, to.number());
                 put_nested(out, 2, |out| put(out, DATA_VALUE, &number.to_ne_bytes()));
+            }),
+            Self::Port(to, port) => encode(out, "immediate", |out| {
+                put_u32(out, 1, to.number());
+                put_nested(out, 2, |out| put(out, DATA_VALUE, &port.to_be_bytes()));
             }),
             Self::Verdict(verdict) => encode(out, "immediate", |out| {
                 put_u32(out, 1, Register::VERDICT);
@@ -272,6 +322,11 @@ impl Expression {
                     }],
                 );
             }),
+            // `NFT_REJECT_TCP_RST`
+            Self::RejectTcpReset => encode(out, "reject", |out| {
+                put_u32(out, 1, 1);
+                put(out, 2, &[0]);
+            }),
         }
     }
 }
@@ -281,6 +336,17 @@ fn encode(out: &mut Vec<u8>, name: &str, fill: impl FnOnce(&mut Vec<u8>)) {
     const DATA: u16 = 2;
     put_text(out, NAME, name);
     put_nested(out, DATA, fill);
+}
+
+/// `NFT_BITWISE_MASK_XOR`
+fn encode_bitwise(out: &mut Vec<u8>, register: Register, mask: u32, xor: u32) {
+    encode(out, "bitwise", |out| {
+        put_u32(out, 1, register.number());
+        put_u32(out, 2, register.number());
+        put_u32(out, 3, 4);
+        put_nested(out, 4, |out| put(out, DATA_VALUE, &mask.to_ne_bytes()));
+        put_nested(out, 5, |out| put(out, DATA_VALUE, &xor.to_ne_bytes()));
+    });
 }
 
 fn encode_lookup(out: &mut Vec<u8>, set: &str, key: Register, to: Option<u32>, more: impl FnOnce(&mut Vec<u8>)) {

@@ -14,7 +14,7 @@ use super::protocol_family;
 const GET_TABLE: u8 = 1;
 const GET_ELEMENTS: u8 = 13;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
-pub(super) const DUMP: u16 = 0x300;
+pub(in crate::netlink) const DUMP: u16 = 0x300;
 /// `NLM_F_DUMP_INTR`: what the dump gives is no one state of the tables.
 const DUMP_INTERRUPTED: u16 = 0x10;
 /// How often a dump is begun before it is given up.
@@ -142,7 +142,7 @@ impl Connection {
 
 /// The error of a message that ends an answer, 0 for success: also a dump that breaks off half-way ends as if it were
 /// done, with its error behind the header.
-fn end_of(answer: &Message<'_>) -> Option<i32> {
+pub(in crate::netlink) fn end_of(answer: &Message<'_>) -> Option<i32> {
     if answer.kind == DONE {
         let status = answer.payload.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
         return Some(status.min(0).saturating_neg());

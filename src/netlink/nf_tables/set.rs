@@ -45,6 +45,8 @@ pub enum SetKind {
     Interval,
     /// By equality, inside one rule: nameless and never changed.
     Inline,
+    /// By equality; rules add elements, each for a time, and none when there are this many.
+    Learned(u32),
 }
 
 /// A set, or with data a map.
@@ -132,6 +134,11 @@ impl Set {
         Self { name, kind: SetKind::Exact, key, data: Some(Data::Verdict) }
     }
 
+    /// A map that packets fill.
+    pub fn learned(name: &'static str, size: u32, key: Vec<Field>, data: Vec<Field>) -> Self {
+        Self { name, kind: SetKind::Learned(size), key, data: Some(Data::Fields(data)) }
+    }
+
     /// A set or map written inside a rule, as in `meta l4proto { tcp, udp }`; the kernel replaces the `%d`.
     pub(super) fn inline(field: Field, data: Option<Data>) -> Self {
         let name = if data.is_some() { "__map%d" } else { "__set%d" };
@@ -169,7 +176,9 @@ impl Set {
         }
         if self.has_concatenated_ranges() {
             put_nested(out, DESCRIPTION, |out| encode_field_lengths(out, &self.key));
-        } else if self.kind == SetKind::Inline {
+        } else if let SetKind::Inline = self.kind {
+            put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
+        } else if let SetKind::Learned(size) = self.kind {
             put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
         }
         put_u32(out, ID, id);
@@ -185,11 +194,13 @@ impl Set {
         const ANONYMOUS_CONSTANT: u32 = 0x1 | 0x2;
         const INTERVAL: u32 = 0x4;
         const MAP: u32 = 0x8;
+        const TIMEOUT_DYNAMIC: u32 = 0x10 | 0x20;
         const CONCATENATED: u32 = 0x80;
         let mut flags = match self.kind {
             SetKind::Exact => 0,
             SetKind::Interval => INTERVAL,
             SetKind::Inline => ANONYMOUS_CONSTANT,
+            SetKind::Learned(_) => TIMEOUT_DYNAMIC,
         };
         if self.data.is_some() {
             flags |= MAP;

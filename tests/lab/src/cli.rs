@@ -23,7 +23,8 @@ Examples:
   steelyard-lab fail node2 power-off      and heal node2
   steelyard-lab load                      the newly built binary onto all nodes
   steelyard-lab logs node1 kubelet        what a program of a machine said
-  steelyard-lab conformance --focus 'Services should be able to create a functioning NodePort service'
+  steelyard-lab specs --focus 'Services should be able to create a functioning NodePort service'
+  steelyard-lab conformance               all of them, on labs of its own
   steelyard-lab down";
 
 /// A real Kubernetes cluster in network namespaces, for trying and testing Steelyard.
@@ -127,7 +128,10 @@ enum Sub {
         #[arg(long)]
         keep: bool,
     },
-    /// Run specs of the upstream e2e suite.
+    /// Run specs of the upstream e2e suite on the lab that is up.
+    Specs(conformance::SpecOptions),
+    /// Judge Steelyard by the upstream e2e suite, on labs of its own; exit code 0 if nothing failed that passes with
+    /// kube-proxy, and nothing without a known cause.
     Conformance(conformance::Options),
     /// PID 1 of the lab's machines.
     #[command(hide = true)]
@@ -184,6 +188,11 @@ impl Cli {
             }
             Sub::Demo { keep } => demo::demo(name, keep)?,
             Sub::Conformance(options) => {
+                let verdict = conformance::judge(&name, &options, &Progress::new())?;
+                writeln!(std::io::stdout().lock(), "{verdict}")?;
+                return Ok(if verdict.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+            Sub::Specs(options) => {
                 let progress = Progress::new();
                 let outcome = conformance::run(&Lab::attach(name)?, &options, &mut |text| progress.say(text))?;
                 writeln!(std::io::stdout().lock(), "{outcome}")?;

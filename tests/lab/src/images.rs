@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use crate::cache::{Key, Part};
 use crate::programs::Programs;
 use archive::Image;
+pub(crate) use binary::source_root;
 pub use binary::steelyard_binary;
 pub use conformance::conformance_images;
 use layer::{Layer, LayerWriter};
@@ -140,7 +141,7 @@ fn finish_archive(images: &[Image<'_>], layers: &[&Layer], folder: &Path) -> Res
 }
 
 /// Tells one build of a program from another without reading all of it: entries of the program cache never change.
-fn identity(program: &Path) -> Result<String> {
+pub(crate) fn identity(program: &Path) -> Result<String> {
     let metadata = program.metadata().with_context(|| format!("looking at {}", program.display()))?;
     Ok(format!("{}:{}:{}:{}", program.display(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }

@@ -25,6 +25,11 @@ impl Lab {
     /// # Errors
     /// If the chart or the binary is missing, or it does not become ready.
     pub fn install_steelyard(&self, binary: &Path, extra: &[&str]) -> Result<()> {
+        self.install_steelyard_in(NAMESPACE, binary, extra)
+    }
+
+    /// The same in another namespace, where [`Lab::load`] does not look for it.
+    pub(crate) fn install_steelyard_in(&self, namespace: &str, binary: &Path, extra: &[&str]) -> Result<()> {
         let chart = chart()?;
         self.import(&images::steelyard(binary, images::STEELYARD)?)?;
         let chart = chart.display().to_string();
@@ -32,25 +37,25 @@ impl Lab {
         let host = format!("apiServer.host={}", Member::Control.ipv4());
         let port = format!("apiServer.port={API_PORT}");
         let mut arguments =
-            vec!["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
+            vec!["upgrade", "--install", RELEASE, &chart, "--namespace", namespace, "--create-namespace"];
         // Commas inside a value of --set part list entries.
         let pods = format!("datapath.clusterCIDRs={{{POD_RANGES}}}");
         arguments.extend(["--set", &host, "--set", &port, "--set", &pods]);
         arguments.extend(extra);
         arguments.extend(["--wait", "--timeout", "90s"]);
-        self.helm(&arguments).map(drop).with_context(|| self.what_our_pods_say())
+        self.helm(&arguments).map(drop).with_context(|| self.what_our_pods_say(namespace))
     }
 
     /// Helm does not tell why something did not become ready.
-    fn what_our_pods_say(&self) -> String {
+    fn what_our_pods_say(&self, namespace: &str) -> String {
         let said = |arguments: &[&str]| self.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
-        let pods = said(&["--namespace", NAMESPACE, "get", "pods", "--output", "wide"]);
+        let pods = said(&["--namespace", namespace, "get", "pods", "--output", "wide"]);
         let logs =
             said(
                 &[
                     &[
                         "--namespace",
-                        NAMESPACE,
+                        namespace,
                         "logs",
                         "--selector",
                         OURS,

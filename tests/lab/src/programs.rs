@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use crate::cache::{Key, Part, Say};
 use build::duration;
 use modules::MODULES;
+pub(crate) use recipes::KUBERNETES_VERSION;
 use recipes::{CLUSTER, CONFORMANCE, GOFLAGS, Kind, Recipe};
 use tools::Go;
 

@@ -2,11 +2,13 @@
 
 use super::super::ids::{CLASS_MASK, Class, ID_MASK, KIND_MASK, Kind, MARKER};
 use super::super::layout;
+use super::super::options::Options;
 use super::{
-    R0, R1, Rules, RulesOf, behind_address, destination_port, goto, jump, keep_of_priority, masked_priority, next,
-    priority_from,
+    R0, R1, Rules, RulesOf, STATE_INVALID, behind_address, destination_port, goto, jump, keep_of_priority,
+    masked_priority, next, priority_from,
 };
-use crate::netlink::nf_tables::{Compared, Expression, Fib, MetaKey, Verdict};
+use crate::model::Protocol;
+use crate::netlink::nf_tables::{Compared, Expression, Fib, Header, MetaKey, Verdict};
 
 impl RulesOf {
     /// Filter: the first packet of a connection, before it is translated.
@@ -98,8 +100,8 @@ impl RulesOf {
     }
 
     /// With kind and id in the priority; leaves class and id there.
-    pub(super) fn frontend() -> Rules {
-        vec![
+    pub(super) fn frontend(options: Options) -> Rules {
+        let mut rules = vec![
             // meta priority & ff00:0 vmap { c300:0 : jump short_circuit, c500:0 : jump guard,
             //                               c700:0 : jump guarded_short_circuit }
             [
@@ -114,6 +116,11 @@ impl RulesOf {
                 )],
             ]
             .concat(),
+        ];
+        if options.reset_mid_stream {
+            rules.push(Self::mid_stream());
+        }
+        rules.extend([
             // meta priority set meta priority & c00f:ffff
             keep_of_priority(ID_MASK),
             // meta priority set meta priority map @services
@@ -127,6 +134,43 @@ impl RulesOf {
                 )],
             ]
             .concat(),
+        ]);
+        rules
+    }
+
+    /// Only packets without a connection come here, never those that merely are out of a window. One that begins no
+    /// connection belongs to one that is forgotten: its endpoint is gone.
+    fn mid_stream() -> Vec<Expression> {
+        const FIN: u8 = 0x01;
+        const SYN: u8 = 0x02;
+        const RST: u8 = 0x04;
+        const ACK: u8 = 0x10;
+        // meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset
+        vec![
+            Expression::Meta(MetaKey::Protocol, R0),
+            Expression::CompareByte(R0, Compared::Equal, Protocol::Tcp.number()),
+            Expression::Payload { header: Header::Transport, offset: 13, length: 1, to: R0 },
+            Expression::AndByte(R0, FIN | SYN | RST | ACK),
+            Expression::CompareByte(R0, Compared::NotEqual, SYN),
+            Expression::RejectTcpReset,
+        ]
+    }
+
+    /// What is invalid is not translated back: an endpoint's answer would reach the client with the endpoint's address,
+    /// and the client would reset the connection. Traffic of others that passes through this node is none of ours.
+    pub(super) fn invalid_packets(&self) -> Rules {
+        let rule = |address: Expression| {
+            [
+                &Self::is_in(STATE_INVALID)[..],
+                &[address, Expression::Contained(R0, layout::POD_CIDRS), Expression::Verdict(Verdict::Drop)],
+            ]
+            .concat()
+        };
+        vec![
+            // ct state invalid ip saddr @pod_cidrs drop
+            rule(self.source(R0)),
+            // ct state invalid ip daddr @pod_cidrs drop
+            rule(self.destination(R0)),
         ]
     }
 

@@ -14,6 +14,20 @@ impl RulesOf {
         vec![[&masked_priority(CLASS_MASK)[..], &[Expression::VerdictMap(R0, layout::SLOT_CHAINS)]].concat()]
     }
 
+    /// With the number in the priority of which the endpoints are.
+    pub(super) fn pick_slot(&self, slots: u32) -> Vec<Expression> {
+        // meta l4proto { tcp, udp, sctp } dnat ip to meta priority . numgen random mod 3 map @endpoints
+        let family = self.family;
+        vec![
+            Expression::Meta(MetaKey::Protocol, R0),
+            Expression::ProtocolIn(R0, &PROTOCOLS),
+            Expression::Meta(MetaKey::Priority, R0),
+            Expression::Random(R1, slots),
+            Expression::Map(R0, layout::ENDPOINTS),
+            Expression::Dnat { family, address: R0, port: behind_address(family) },
+        ]
+    }
+
     pub(super) fn translated_connections() -> Rules {
         vec![
             // ct status dnat jump masquerading

@@ -94,11 +94,11 @@ fn frontends_lead_to_the_id_of_their_policy_and_inside_clients_to_the_other() {
     let cluster = ids.get(&key("a"), TrafficPolicy::Cluster).unwrap();
     let local = ids.get(&key("a"), TrafficPolicy::Local).unwrap();
     let value = FrontendValue::new(EXTERNAL_LOCAL, local);
-    let class = classes.take(1).unwrap();
+    let class = classes.take(1, None).unwrap();
     assert_eq!(
         elements,
         [
-            Element::Endpoint { id: cluster, slot: 0, to: "10.0.0.1:80".parse().unwrap() },
+            Element::Endpoint { id: cluster, memory: None, slot: 0, to: "10.0.0.1:80".parse().unwrap() },
             Element::Service { id: cluster, class },
             Element::Service { id: local, class: Class::DROP },
             Element::Inside { local: value, cluster },

@@ -1,40 +1,47 @@
-//! What ginkgo reports, as a table and a total.
+//! What ginkgo reports: what became of each spec, and why.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-/// Lines of a failure's message that go into the table; the log has all.
-const REASON_LINES: usize = 12;
+/// Characters of a reason that are kept; the log has all.
+const REASON_LENGTH: usize = 300;
 
 /// What became of a spec.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// It ran, and all was as it should be.
     Passed,
     /// It found that this cluster is not made for it, and said why.
     Skipped,
-    /// It failed, panicked, took too long or was interrupted.
+    /// It failed, panicked, took too long, was interrupted or did not come to run.
     Failed,
 }
 
 /// One spec that was run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// Its full name, `[sig-network] Services should …`.
     pub name: String,
     /// What became of it.
     pub state: State,
-    /// How long it took.
-    pub took: Duration,
-    /// Why it was skipped or failed.
+    /// How long it took, in tenths of a second.
+    pub tenths: u64,
+    /// Why it was skipped or failed; of one that passed on its second attempt, why the first failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Whether it was run a second time, alone, because it had failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub second_attempt: bool,
 }
 
 /// What became of all specs that were chosen. Its text is a table whose last line is the total.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Outcome {
     /// Passed ones first, failed ones last, by name.
     pub specs: Vec<Spec>,
@@ -48,9 +55,48 @@ impl Outcome {
     pub fn read(json: &[u8]) -> Result<Self> {
         let suites: Vec<SuiteReport> = serde_json::from_slice(json).context("this is no report of ginkgo")?;
         let reports = suites.into_iter().flat_map(|suite| suite.spec_reports.unwrap_or_default());
-        let mut specs: Vec<Spec> = reports.filter_map(SpecReport::into_spec).collect();
+        Ok(Self::of(reports.filter_map(SpecReport::into_spec).collect()))
+    }
+
+    fn of(mut specs: Vec<Spec>) -> Self {
         specs.sort_by(|one, other| (one.state, &one.name).cmp(&(other.state, &other.name)));
-        Ok(Self { specs })
+        Self { specs }
+    }
+
+    /// All of `planned`, and nothing else but set-up and tear-down that failed. What did not come to run has failed, since `why`.
+    #[must_use]
+    pub(super) fn of_planned(self, planned: &BTreeSet<String>, why: &str) -> Self {
+        let mut specs: Vec<Spec> =
+            self.specs.into_iter().filter(|spec| planned.contains(&spec.name) || spec.name.starts_with('(')).collect();
+        let there: BTreeSet<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+        specs.extend(planned.difference(&there).map(|name| Spec {
+            name: name.clone(),
+            state: State::Failed,
+            tenths: 0,
+            reason: format!("was not run: {why}"),
+            second_attempt: false,
+        }));
+        Self::of(specs)
+    }
+
+    /// Puts the second attempts of failed specs in the place of the first. One that now passed keeps the reason of its failure.
+    #[must_use]
+    pub(super) fn with_second_attempts(self, again: Self) -> Self {
+        let replace = |first: Spec| match again.specs.iter().find(|second| second.name == first.name) {
+            Some(second) => {
+                let reason = if second.reason.is_empty() { first.reason } else { second.reason.clone() };
+                Spec { reason, second_attempt: true, ..second.clone() }
+            }
+            None => first,
+        };
+        Self::of(self.specs.into_iter().map(replace).collect())
+    }
+
+    /// Both.
+    #[must_use]
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.specs.extend(other.specs);
+        Self::of(self.specs)
     }
 
     /// How many specs ended so.
@@ -69,13 +115,30 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for spec in &self.specs {
-            writeln!(f, "{:<7} {:>6.1} s  {}", spec.state, spec.took.as_secs_f32(), spec.name)?;
-            for line in spec.reason.lines().filter(|line| !line.trim().is_empty()).take(REASON_LINES) {
-                writeln!(f, "                  {line}")?;
-            }
+            writeln!(f, "{spec}")?;
         }
         let [passed, failed, skipped] = [State::Passed, State::Failed, State::Skipped].map(|state| self.count(state));
         write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<7} {:>6} s  {}", self.state, self.seconds(), self.name)?;
+        let again = match (self.second_attempt, self.state) {
+            (false, _) => "",
+            (true, State::Passed) => "passed on the second attempt; the first: ",
+            (true, State::Failed | State::Skipped) => "also on a second attempt: ",
+        };
+        if self.reason.is_empty() { Ok(()) } else { write!(f, "\n                  {again}{}", self.reason) }
+    }
+}
+
+impl Spec {
+    /// How long it took, with one decimal.
+    #[must_use]
+    pub(super) fn seconds(&self) -> String {
+        format!("{}.{}", self.tenths / 10, self.tenths % 10)
     }
 }
 
@@ -86,6 +149,29 @@ impl fmt::Display for State {
             Self::Skipped => "skipped",
             Self::Failed => "failed",
         })
+    }
+}
+
+/// A failure's message in one line. The suite dumps Go values between the words that matter.
+fn shorten(message: &str) -> String {
+    let is_noise = |line: &str| {
+        line.is_empty()
+            || line == "Unexpected error:"
+            || line == "occurred"
+            || line == "{"
+            || line == "}"
+            || (line.starts_with('<') && line.ends_with(':'))
+            || (line.starts_with('<') && line.ends_with('{'))
+            || line.starts_with("{s:")
+            || line.starts_with("s: ")
+            || line.starts_with("err: ")
+            || line.starts_with("msg: ")
+    };
+    let lines: Vec<&str> = message.lines().map(str::trim).filter(|line| !is_noise(line)).collect();
+    let text = lines.join(" ");
+    match text.char_indices().nth(REASON_LENGTH) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default().trim_end()),
+        None => text,
     }
 }
 
@@ -136,10 +222,11 @@ impl SpecReport {
             (State::Passed, _) => String::new(),
             (State::Skipped | State::Failed, true) => self.state,
             (State::Skipped | State::Failed, false) => {
-                [failure.message, failure.forwarded_panic.unwrap_or_default()].join("\n").trim().to_owned()
+                shorten(&[failure.message, failure.forwarded_panic.unwrap_or_default()].join("\n"))
             }
         };
-        Some(Spec { name: words.join(" "), state, took: Duration::from_nanos(self.run_time), reason })
+        let tenths = u64::try_from(Duration::from_nanos(self.run_time).as_millis() / 100).unwrap_or(u64::MAX);
+        Some(Spec { name: words.join(" "), state, tenths, reason, second_attempt: false })
     }
 }
 
@@ -176,6 +263,36 @@ mod tests {
         let outcome = Outcome::read(json.as_bytes()).unwrap();
         assert_eq!(outcome.count(State::Failed), 1);
         assert_eq!(outcome.specs[0].name, "(BeforeSuite)");
+    }
+
+    fn spec(name: &str, state: State, reason: &str) -> Spec {
+        Spec { name: name.into(), state, tenths: 12, reason: reason.into(), second_attempt: false }
+    }
+
+    #[test]
+    fn what_was_planned_and_did_not_run_has_failed() {
+        let planned = ["a".to_owned(), "b".to_owned()].into();
+        let outcome = Outcome::of(vec![spec("a", State::Passed, ""), spec("a and more", State::Passed, "")]);
+        let outcome = outcome.of_planned(&planned, "time was up");
+        assert_eq!(outcome.to_string().lines().last(), Some("1 passed, 1 failed, 0 skipped"));
+        assert_eq!(outcome.specs[1].reason, "was not run: time was up");
+    }
+
+    #[test]
+    fn a_second_attempt_counts_and_is_told() {
+        let first = Outcome::of(vec![spec("a", State::Failed, "too slow"), spec("b", State::Failed, "broken")]);
+        let again = Outcome::of(vec![spec("a", State::Passed, ""), spec("b", State::Failed, "still broken")]);
+        let text = first.with_second_attempts(again).to_string();
+        assert!(text.contains("passed on the second attempt; the first: too slow"), "{text}");
+        assert!(text.contains("also on a second attempt: still broken"), "{text}");
+        assert!(text.ends_with("1 passed, 1 failed, 0 skipped"), "{text}");
+    }
+
+    #[test]
+    fn reasons_are_one_line_without_dumps_of_go_values() {
+        let message = "failed to dial:\n\nUnexpected error:\n    <*errors.errorString | 0xc0>: \n    no answer\n    {s: \"no answer\"}\noccurred";
+        assert_eq!(shorten(message), "failed to dial: no answer");
+        assert!(shorten(&"x".repeat(1000)).chars().count() < 310);
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub fn steelyard_binary(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
 }
 
 /// The workspace that this crate was built from.
-fn source_root() -> Result<PathBuf> {
+pub(crate) fn source_root() -> Result<PathBuf> {
     let lab = Path::new(env!("CARGO_MANIFEST_DIR"));
     match lab.ancestors().nth(2) {
         Some(root) if root.join("src/main.rs").exists() => Ok(root.to_owned()),

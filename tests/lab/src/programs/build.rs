@@ -10,6 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::cache::Say;
 
@@ -24,8 +26,54 @@ enum Event {
     Ended(io::Result<ExitStatus>),
 }
 
+/// Reads along, and decides what a person who waits is told.
+pub(crate) trait Watch {
+    /// Takes one line of output; gives what is worth telling at once.
+    fn read(&mut self, line: &str) -> Option<String>;
+    /// How far it is.
+    fn summary(&self) -> Option<String>;
+    /// After this long without a word a person is told the summary.
+    fn heartbeat(&self) -> Duration;
+    /// When it has lasted too long, and is killed.
+    fn limit(&self) -> Option<Duration>;
+}
+
+/// Tells the last line.
+#[derive(Default)]
+struct LastLine(Option<String>);
+
+impl Watch for LastLine {
+    fn read(&mut self, line: &str) -> Option<String> {
+        self.0 = Some(shorten(line));
+        None
+    }
+
+    fn summary(&self) -> Option<String> {
+        self.0.clone()
+    }
+
+    fn heartbeat(&self) -> Duration {
+        HEARTBEAT
+    }
+
+    fn limit(&self) -> Option<Duration> {
+        None
+    }
+}
+
 /// Runs `command` to its end. `what` names the work in progress lines and errors; all output goes to `log`.
-pub(crate) fn run(mut command: Command, what: &str, log: &Path, progress: Say<'_>) -> Result<()> {
+pub(crate) fn run(command: Command, what: &str, log: &Path, progress: Say<'_>) -> Result<()> {
+    run_watched(command, what, log, progress, &mut LastLine::default())
+}
+
+/// The same with somebody who reads along.
+pub(crate) fn run_watched(
+    mut command: Command,
+    what: &str,
+    log: &Path,
+    progress: Say<'_>,
+    watch: &mut dyn Watch,
+) -> Result<()> {
     let started = Instant::now();
     let mut log_file = fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
     // One pipe for both streams keeps their lines in order.
@@ -36,6 +84,7 @@ pub(crate) fn run(mut command: Command, what: &str, log: &Path, progress: Say<'_
         command.spawn().with_context(|| format!("{what}: starting {}", command.get_program().to_string_lossy()))?;
     // It holds our copies of the pipe's writing end, and would keep the reader waiting.
     drop(command);
+    let pid = Pid::from_raw(i32::try_from(child.id())?);
     let (events, inbox) = mpsc::channel();
     let reader = read_lines(output, events.clone());
     thread::spawn(move || {
@@ -45,11 +94,14 @@ pub(crate) fn run(mut command: Command, what: &str, log: &Path, progress: Say<'_
         let _unheard = events.send(Event::Ended(status));
     });
     let mut tail = VecDeque::new();
-    let mut next_beat = started + HEARTBEAT;
+    let mut next_beat = started + watch.heartbeat();
     loop {
         match inbox.recv_timeout(next_beat.saturating_duration_since(Instant::now())) {
             Ok(Event::Line(line)) => {
                 writeln!(log_file, "{line}").with_context(|| format!("writing {}", log.display()))?;
+                if let Some(text) = watch.read(&line) {
+                    progress(&text);
+                }
                 if tail.len() == TAIL {
                     tail.pop_front();
                 }
@@ -64,8 +116,12 @@ pub(crate) fn run(mut command: Command, what: &str, log: &Path, progress: Say<'_
                 bail!("{what} failed ({status}); its last lines (all of them: {}):\n{}", log.display(), tail.join("\n"))
             }
             Err(RecvTimeoutError::Timeout) => {
-                next_beat += HEARTBEAT;
-                let doing = tail.back().map(|line| format!(", {}", shorten(line))).unwrap_or_default();
+                if let Some(limit) = watch.limit().filter(|limit| started.elapsed() > *limit) {
+                    kill(pid, Signal::SIGKILL).ok();
+                    bail!("{what}: not done after {}, killed; see {}", duration(limit), log.display());
+                }
+                next_beat += watch.heartbeat();
+                let doing = watch.summary().map(|text| format!(", {text}")).unwrap_or_default();
                 progress(&format!("  still {what}: {}{doing}", duration(started.elapsed())));
             }
             Err(RecvTimeoutError::Disconnected) => bail!("{what}: lost sight of it"),

@@ -9,7 +9,7 @@ use crate::cache::Key;
 const KEY_VERSION: u32 = 1;
 
 /// Clients and upstream tests look at the version that a Kubernetes program reports.
-const KUBERNETES_VERSION: (&str, &str, &str) = ("v1.36.3", "1", "36");
+pub(crate) const KUBERNETES_VERSION: (&str, &str, &str) = ("v1.36.3", "1", "36");
 
 /// Not empty: then Go would take those that the user set with `go env -w`.
 pub(super) const GOFLAGS: &str = "-mod=readonly";

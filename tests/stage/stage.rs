@@ -10,7 +10,18 @@
 //!                                                          │   raw sockets: its own   │
 //!                                                          └──────────────────────────┘
 //! ```
+//!
+//! Included by path from each runner that sends real packets.
 
+#![allow(dead_code, unreachable_pub, reason = "a library of the runners, of which each uses a part")]
+
+pub mod namespace;
+pub mod outcome;
+mod sockets;
+mod surroundings;
+pub mod wire;
+
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;
@@ -20,15 +31,13 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use nix::poll::{PollTimeout, poll};
 use steelyard::datapath::simulate::Packet;
-use steelyard::model::address::{parse_address, parse_prefix};
 use steelyard::model::{Family, Protocol};
 
-use crate::flows::form::{Flow, Scenario};
-use crate::flows::world::World;
-use crate::namespace::{Namespace, run_program};
-use crate::outcome;
-use crate::sockets::{Link, Own};
-use crate::wire::{self, Seen};
+use self::namespace::{Namespace, OneProcessor, run_program};
+use self::sockets::{Link, Own};
+use self::wire::Seen;
+
+pub use self::surroundings::Surroundings;
 
 const OUT_NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PODS_NODE: [u8; 6] = [2, 0, 0, 0, 1, 1];
@@ -58,6 +67,15 @@ enum Place {
     Outside,
 }
 
+/// A packet to send as the first of so many connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe {
+    pub packet: Packet,
+    pub connections: usize,
+    /// Whether something should come of each; what should and does not is waited for.
+    pub is_visible: bool,
+}
+
 /// A node, ready to be programmed.
 pub struct Stage {
     node: Namespace,
@@ -65,17 +83,16 @@ pub struct Stage {
     outside: Link,
     pods: Link,
     own: Own,
-    local: BTreeSet<IpAddr>,
-    pod_prefixes: BTreeSet<IpNet>,
+    surroundings: Surroundings,
+    next_port: Cell<u16>,
+    next_tag: Cell<u32>,
 }
 
 impl Stage {
-    /// Makes the node of a scenario.
-    pub fn raise(world: &World, scenario: &Scenario) -> Result<Self, String> {
-        let local = world.local_addresses.clone();
-        let pod_prefixes = pod_prefixes(scenario, &local);
-        let node = Namespace::new("node")?;
-        let beyond = Namespace::new("world")?;
+    /// Makes a node. The name tells it from others of this process.
+    pub fn raise(name: &str, surroundings: Surroundings) -> Result<Self, String> {
+        let node = Namespace::new(&format!("{name}node"))?;
+        let beyond = Namespace::new(&format!("{name}world"))?;
         beyond.set(&[("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")])?;
         node.set(&[
             ("ipv4/ip_forward", "1"),
@@ -90,19 +107,29 @@ impl Stage {
             ("ipv6/conf/all/forwarding", "1"),
             ("ipv6/conf/default/accept_dad", "0"),
         ])?;
-        node.ip(&commands(beyond.name(), &local, &pod_prefixes))?;
+        node.ip(&commands(beyond.name(), &surroundings))?;
         beyond.ip("link set outside up\nlink set pods up\n")?;
         let sockets =
             || -> io::Result<(Link, Link)> { Ok((Link::open("outside", OUT_NODE)?, Link::open("pods", PODS_NODE)?)) };
         let (outside, pods) = beyond.run(sockets).map_err(|error| format!("failed to open links: {error}"))?;
         let own = node.run(Own::open).map_err(|error| format!("failed to open raw sockets: {error}"))?;
-        let stage = Self { node, _world: beyond, outside, pods, own, local, pod_prefixes };
+        let stage = Self {
+            node,
+            _world: beyond,
+            outside,
+            pods,
+            own,
+            surroundings,
+            next_port: Cell::new(FIRST_PORT),
+            next_tag: Cell::new(wire::TAGS),
+        };
         stage.wait_until_ready()?;
         Ok(stage)
     }
 
     /// A link that has just come up loses packets for some milliseconds.
     fn wait_until_ready(&self) -> Result<(), String> {
+        let _one = OneProcessor::take()?;
         let limit = Instant::now() + LIMIT;
         let mut watch = Watch::default();
         while Instant::now() < limit {
@@ -125,11 +152,16 @@ impl Stage {
                 port: PASSING_PORT.try_into().unwrap(),
                 protocol: Protocol::Udp,
             };
-            let tag = watch.next_tag(true);
+            let tag = self.next_tag(watch, true);
             self.send_one(&packet, PASSING_PORT, tag)?;
             tags.push(tag);
         }
         Ok(tags)
+    }
+
+    /// The node's namespace.
+    pub const fn node(&self) -> &Namespace {
+        &self.node
     }
 
     /// Runs something on the node.
@@ -146,7 +178,8 @@ impl Stage {
         self.in_node(|| run_program("nft", &["-f", "-"], &watch)).map(drop)
     }
 
-    fn check_priority(&self) -> Result<(), String> {
+    /// Fails if something did since [`Self::watch_priority`].
+    pub fn check_priority(&self) -> Result<(), String> {
         let listing = self.in_node(|| run_program("nft", &["list", "table", "inet", WATCH], ""))?;
         if listing.contains("counter packets 0 ") {
             Ok(())
@@ -165,34 +198,45 @@ impl Stage {
         }
     }
 
-    /// Sends the first packets of many connections of each flow, and holds what comes of them to what should.
-    pub fn send(&self, flows: &[&Flow]) -> Result<Vec<Result<(), String>>, String> {
+    /// Sends the first packets of the connections of each probe; what was seen of each packet.
+    pub fn observe(&self, probes: &[Probe]) -> Result<Vec<Vec<Vec<Seen>>>, String> {
+        let _one = OneProcessor::take()?;
         let mut watch = Watch::default();
         let mut sent: Vec<Vec<u32>> = Vec::new();
-        let mut port = FIRST_PORT;
-        for flow in flows {
+        for probe in probes {
             let mut tags = Vec::new();
-            for _ in 0..outcome::connections(&flow.expect) {
-                let tag = watch.next_tag(outcome::is_visible(&flow.expect));
-                // No two connections of a run are equal, whatever their flows.
-                port = port.checked_add(1).unwrap_or(FIRST_PORT);
-                self.send_one(&flow.packet, port, tag)?;
+            for _ in 0..probe.connections {
+                let tag = self.next_tag(&mut watch, probe.is_visible);
+                // No two connections are equal, whatever their flows, until the ports begin anew.
+                let port = self.next_port.get();
+                self.next_port.set(port.checked_add(1).unwrap_or(FIRST_PORT));
+                self.send_one(&probe.packet, port, tag)?;
                 tags.push(tag);
             }
             sent.push(tags);
             self.receive(&mut watch)?;
         }
         self.wait(&mut watch)?;
-        self.check_priority()?;
         if let Some(problem) = watch.problems.first() {
             return Err(problem.clone());
         }
-        let seen = |tag: &u32| watch.seen.get(tag).cloned().unwrap_or_default();
-        Ok(flows
-            .iter()
-            .zip(&sent)
-            .map(|(flow, tags)| outcome::check(flow, &tags.iter().map(seen).collect::<Vec<_>>()))
-            .collect())
+        let mut seen = |tag: &u32| watch.seen.remove(tag).unwrap_or_default();
+        Ok(sent.iter().map(|tags| tags.iter().map(&mut seen).collect()).collect())
+    }
+
+    /// What the node's kernel remembers of connections is forgotten.
+    pub fn forget_connections(&self) -> Result<(), String> {
+        self.in_node(|| run_program("conntrack", &["--flush"], "")).map(drop)
+    }
+
+    fn next_tag(&self, watch: &mut Watch, is_visible: bool) -> u32 {
+        // The high byte says that it is ours.
+        let tag = wire::TAGS | ((self.next_tag.get() + 1) & !wire::TAG_MASK);
+        self.next_tag.set(tag);
+        if is_visible {
+            watch.missing.insert(tag);
+        }
+        tag
     }
 
     fn send_one(&self, packet: &Packet, source_port: u16, tag: u32) -> Result<(), String> {
@@ -206,9 +250,9 @@ impl Stage {
     }
 
     fn place_of(&self, address: IpAddr) -> Place {
-        if self.local.contains(&address) {
+        if self.surroundings.local.contains(&address) {
             Place::Node
-        } else if self.pod_prefixes.iter().any(|prefix| prefix.contains(&address)) {
+        } else if self.surroundings.pod_prefixes.iter().any(|prefix| prefix.contains(&address)) {
             Place::Pods
         } else {
             Place::Outside
@@ -255,22 +299,12 @@ fn nap() -> Result<(), String> {
 /// What was sent and what was seen of it.
 #[derive(Default)]
 struct Watch {
-    last_tag: u32,
     missing: BTreeSet<u32>,
     seen: BTreeMap<u32, Vec<Seen>>,
     problems: Vec<String>,
 }
 
 impl Watch {
-    fn next_tag(&mut self, is_visible: bool) -> u32 {
-        self.last_tag += 1;
-        let tag = wire::TAGS + self.last_tag;
-        if is_visible {
-            self.missing.insert(tag);
-        }
-        tag
-    }
-
     fn take(&mut self, seen: Result<Seen, String>) {
         match seen {
             Ok(seen @ (Seen::Packet { tag, .. } | Seen::Error { tag, .. })) => {
@@ -282,17 +316,7 @@ impl Watch {
     }
 }
 
-/// Pods' prefixes, and endpoints wherever they are.
-fn pod_prefixes(scenario: &Scenario, local: &BTreeSet<IpAddr>) -> BTreeSet<IpNet> {
-    let detected = scenario.node.local_detector.iter().flat_map(|detector| detector.cidrs.iter().flatten());
-    let endpoints = scenario.endpoints.iter().filter_map(|endpoint| parse_address(&endpoint.ip));
-    detected
-        .filter_map(|text| parse_prefix(text))
-        .chain(endpoints.filter(|address| !local.contains(address)).map(IpNet::from))
-        .collect()
-}
-
-fn commands(world: &str, local: &BTreeSet<IpAddr>, pod_prefixes: &BTreeSet<IpNet>) -> String {
+fn commands(world: &str, Surroundings { local, pod_prefixes }: &Surroundings) -> String {
     let mut out = String::new();
     let mut line = |text: String| writeln!(out, "{text}").unwrap();
     line("link set lo up".to_owned());

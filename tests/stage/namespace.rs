@@ -24,16 +24,34 @@ pub fn prepare() -> Result<(), String> {
             ip(&["netns", "delete", &name], "")?;
         }
     }
-    stay_on_one_processor().map_err(|error| format!("failed to stay on one processor: {error}"))
+    Ok(())
 }
 
-/// Packets are handled on the processor that sends them, one after another: what was sent before has come before.
-fn stay_on_one_processor() -> nix::Result<()> {
-    let allowed = sched_getaffinity(Pid::from_raw(0))?;
-    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).unwrap_or(0);
-    let mut one = CpuSet::new();
-    one.set(first)?;
-    sched_setaffinity(Pid::from_raw(0), &one)
+/// Keeps this thread on one processor for as long as it lives. Packets are handled on the processor that sends them, one
+/// after another: what was sent before has come before.
+pub struct OneProcessor {
+    before: CpuSet,
+}
+
+impl OneProcessor {
+    pub fn take() -> Result<Self, String> {
+        let take = || -> nix::Result<Self> {
+            let before = sched_getaffinity(Pid::from_raw(0))?;
+            let first = (0..CpuSet::count()).find(|cpu| before.is_set(*cpu).unwrap_or(false)).unwrap_or(0);
+            let mut one = CpuSet::new();
+            one.set(first)?;
+            sched_setaffinity(Pid::from_raw(0), &one)?;
+            Ok(Self { before })
+        };
+        take().map_err(|error| format!("failed to stay on one processor: {error}"))
+    }
+}
+
+impl Drop for OneProcessor {
+    fn drop(&mut self) {
+        // A thread that stays there is slower, not wrong.
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.before);
+    }
 }
 
 /// A namespace, deleted when dropped.
@@ -99,7 +117,7 @@ pub fn run_program(program: &str, arguments: &[&str], input: &str) -> Result<Str
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| failed(&format!("{error}; apt-get install iproute2 nftables")))?;
+        .map_err(|error| failed(&format!("{error}; apt-get install iproute2 nftables conntrack")))?;
     child.stdin.take().expect("it is piped").write_all(input.as_bytes()).map_err(|error| failed(&error.to_string()))?;
     let output = child.wait_with_output().map_err(|error| failed(&error.to_string()))?;
     if output.status.success() {

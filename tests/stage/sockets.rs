@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, Protocol as ProtocolNumber, Socket, Type};
 
-use crate::wire::{self, Seen};
+use super::wire::{self, Seen};
 
 /// Room for all packets of a scenario.
 const RECEIVE_BUFFER: usize = 32 << 20;

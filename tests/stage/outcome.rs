@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 
 use steelyard::datapath::simulate::{Packet, Verdict};
 
+use super::wire::Seen;
 use crate::flows::expect::Expect;
 use crate::flows::form::Flow;
-use crate::wire::Seen;
 
 /// What became of one packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Fate {
+pub enum Fate {
     Translated {
         to: SocketAddr,
         is_masqueraded: bool,
@@ -27,12 +27,15 @@ enum Fate {
 /// in ten million.
 pub fn connections(expect: &Expect) -> usize {
     match expect {
-        Expect::Dnat { endpoints, .. } => {
-            let count = endpoints.len().max(2) as f64;
-            ((count * 1e7).ln() / -(1.0 - 1.0 / count).ln()).ceil().min(4_000.0) as usize
-        }
+        Expect::Dnat { endpoints, .. } => connections_to_see(endpoints.len()),
         Expect::Drop | Expect::Reject | Expect::Passthrough => 3,
     }
+}
+
+/// The same for so many endpoints.
+pub fn connections_to_see(endpoints: usize) -> usize {
+    let count = endpoints.max(2) as f64;
+    ((count * 1e7).ln() / -(1.0 - 1.0 / count).ln()).ceil().min(4_000.0) as usize
 }
 
 /// Whether anything is to be seen of a flow's packets.
@@ -49,7 +52,8 @@ pub fn check(flow: &Flow, packets: &[Vec<Seen>]) -> Result<(), String> {
     flow.expect.check(&verdict(&fates)?)
 }
 
-fn fate(packet: &Packet, seen: &[Seen]) -> Fate {
+/// What became of a packet, from what was seen of it.
+pub fn fate(packet: &Packet, seen: &[Seen]) -> Fate {
     let dialled = SocketAddr::new(packet.destination, packet.port.get());
     let mut arrivals = seen.iter().filter_map(|seen| match *seen {
         Seen::Packet { source, destination, .. } => Some((source, destination)),

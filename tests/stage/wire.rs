@@ -13,6 +13,8 @@ const TTL: u8 = 64;
 
 /// In every tag of ours, so that no field of another packet is taken for one.
 pub const TAGS: u32 = 0x5e00_0000;
+/// The part of a tag that says so.
+pub const TAG_MASK: u32 = 0xff00_0000;
 
 /// What was seen of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +143,7 @@ fn tag_of(protocol: u8, payload: &[u8]) -> Option<u32> {
         _ => return None,
     };
     let tag = u32::from_be_bytes(payload.get(at..at + 4)?.try_into().ok()?);
-    (tag >> 24 == TAGS >> 24).then_some(tag)
+    (tag & TAG_MASK == TAGS).then_some(tag)
 }
 
 fn has_right_checksum(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> bool {

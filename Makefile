@@ -22,7 +22,7 @@ demo: setup ## Show Steelyard at work on a cluster in a box, then take it down (
 
 .PHONY: test
 test: setup ## Run all tests: checks, cases, end-to-end, upstream. Its last line is the total.
-	@tests/lab/tally.sh check netns cases e2e upstream
+	@tests/lab/tally.sh check netns cases differential e2e upstream
 
 .PHONY: setup
 setup: ## Install the Debian packages that are missing; say what else is.
@@ -43,6 +43,11 @@ netns: ## Test the speaker with real packets in network namespaces, and the data
 .PHONY: cases
 cases: ## Judge the flows of tests/cases by simulation and with real packets (STEELYARD_CASES names another file).
 	cargo test --locked --no-fail-fast --test cases_simulate --test cases_packets -- --nocapture
+
+# STEELYARD_SEED repeats a run; STEELYARD_ROUNDS makes it longer.
+.PHONY: differential
+differential: setup ## Give the real kube-proxy and the agent the same objects and packets, and compare.
+	cargo test --locked --test differential -- --nocapture
 
 .PHONY: e2e
 e2e: setup ## Test the lab, then Steelyard on it.
@@ -70,6 +75,7 @@ conformance: ## Judge by the upstream e2e suite, write docs/conformance.md (PROX
 .PHONY: bench
 bench: setup ## Run the benches.
 	cargo bench --locked --bench datapath
+	cargo bench --locked --bench affinity
 
 .PHONY: image
 image: ## Make our container image; prints where the archive is.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that decide, with all that is below them; they may stand in any component.
-const PURE_MODULES: [&str; 24] = [
+const PURE_MODULES: [&str; 25] = [
     "allocator",
     "api",
     "conntrack",
@@ -25,6 +25,7 @@ const PURE_MODULES: [&str; 24] = [
     "plan",
     "pools",
     "refusal",
+    "repairs",
     "request",
     "seen",
     "settings",

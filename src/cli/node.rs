@@ -40,6 +40,7 @@ use crate::model::programmed::Programmed;
 use crate::model::service_proxy::HEALTH_PORT;
 use crate::names::NodeName;
 use crate::netlink::links::{self, LinksError};
+use crate::netlink::nf_tables::ConnectionError;
 use crate::runtime::admin::{self, AdminError, Readiness};
 use crate::runtime::node_announcement;
 use crate::runtime::node_report::NodeReports;
@@ -135,6 +136,9 @@ pub enum NodeError {
     /// The datapath could not start.
     #[error("failed to start the datapath")]
     Datapath(#[source] ApplyError),
+    /// Changes of our tables by others would go unnoticed.
+    #[error("failed to follow the changes of nf_tables")]
+    Listener(#[source] ConnectionError),
     /// Rules of an earlier run would go on forwarding to endpoints of then.
     #[error("failed to remove what the agent left")]
     Cleanup(#[source] ApplyError),
@@ -211,9 +215,10 @@ impl Node {
             (Mode::On, Some(metrics)) => {
                 reports.set_datapath("On");
                 let outputs = Outputs { programmed, problems: reports.reporter("datapath", "programming") };
-                let datapath =
+                let mut datapath =
                     Datapath::new(name.clone(), self.settings(), outputs, metrics).map_err(NodeError::Datapath)?;
-                let events = watches.for_datapath(&client, links.clone(), &mut parts);
+                let listener = datapath.listen().map_err(NodeError::Datapath)?;
+                let events = watches.for_datapath(&client, links.clone(), listener, &mut parts);
                 let stopped = stop.clone();
                 parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
                 let heir =

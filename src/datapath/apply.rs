@@ -11,12 +11,12 @@ use self::memory::Forgetting;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
-use crate::datapath::nft::layout::table;
+use crate::datapath::nft::layout::{TABLE_NAME, table};
 use crate::datapath::nft::options::Options;
 use crate::datapath::nft::{read, write};
 use crate::datapath::plan::{Belief, Found, Scope, Transaction};
 use crate::model::Family;
-use crate::netlink::nf_tables::{Connection, ConnectionError};
+use crate::netlink::nf_tables::{Connection, ConnectionError, Listener};
 
 /// Why the kernel is not known to have what it should.
 #[derive(Debug, Error)]
@@ -143,6 +143,17 @@ impl Programmer {
         self
     }
 
+    /// A listener to what others do to our tables. Our own changes are not heard.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Connect`].
+    pub fn listen(&mut self) -> Result<Listener, ApplyError> {
+        let listener = Listener::open(TABLE_NAME, self.connection.port()).map_err(ApplyError::Connect)?;
+        self.connection.silence(listener.silencer());
+        Ok(listener)
+    }
+
     /// Programs what changed. With [`Scope::All`] the kernel is read first: what a former process left is taken over, and
     /// what others did to our elements meanwhile is undone.
     ///
@@ -214,6 +225,7 @@ impl Programmer {
             }
         }
         self.connection.commit(&write::cleanup_batch(&there)).map_err(ApplyError::Cleanup)?;
+        self.forgetting = Forgetting::default();
         self.programmed.counts.clear();
         Ok(there)
     }

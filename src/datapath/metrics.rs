@@ -19,6 +19,9 @@ pub struct Metrics {
     forgotten: Counter,
     quarantined: Gauge,
     conflicts: Gauge,
+    foreign_changes: Counter,
+    repairs: Counter,
+    delayed_repairs: Counter,
 }
 
 impl Metrics {
@@ -34,6 +37,9 @@ impl Metrics {
             forgotten: Counter::default(),
             quarantined: Gauge::default(),
             conflicts: Gauge::default(),
+            foreign_changes: Counter::default(),
+            repairs: Counter::default(),
+            delayed_repairs: Counter::default(),
         };
         registry.register_with_unit(
             "program",
@@ -59,7 +65,33 @@ impl Metrics {
             "Frontends that one Service goes without because another has them",
             metrics.conflicts.clone(),
         );
+        registry.register(
+            "foreign_changes",
+            "Times that another program was seen to change our nf_tables tables",
+            metrics.foreign_changes.clone(),
+        );
+        registry.register(
+            "repairs",
+            "Times that our tables were put right after another program had changed them",
+            metrics.repairs.clone(),
+        );
+        registry.register(
+            "repairs_delayed",
+            "Repairs after which the next had to wait, since another program keeps changing our tables",
+            metrics.delayed_repairs.clone(),
+        );
         metrics
+    }
+
+    /// Counts a change by others.
+    pub fn touched(&self) {
+        self.foreign_changes.inc();
+    }
+
+    /// Counts a look at everything that others caused.
+    pub fn repaired(&self, is_changed: bool, is_delayed: bool) {
+        self.repairs.inc_by(u64::from(is_changed));
+        self.delayed_repairs.inc_by(u64::from(is_delayed));
     }
 
     /// Counts one turn.

@@ -13,6 +13,9 @@
 //!                                                               └──────────────────────────────────┘
 //! ```
 //!
+//! Where clients keep their endpoint, `stickyN_T` stands for `slotsN` and asks the map `affinity` first; what was chosen is
+//! put there behind the translation (filter prerouting and output, -99), known by the memory beside the id in the priority.
+//!
 //! What one lookup finds goes to the next in the packet's `meta priority`, which is nobody's to read in between. It is set
 //! back to 0 for packets to no frontend, and behind postrouting for all that leave the node or go over its loopback. A
 //! packet that is delivered here, to an endpoint in the node's own network, arrives with the number of its id. The

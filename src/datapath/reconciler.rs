@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::apply::{ApplyError, Programmer, Quarantine, Report};
 use super::desired::{Conflict, Desired};
@@ -14,12 +15,14 @@ use super::index::Index;
 use super::metrics::Metrics;
 use super::plan;
 use super::problems::problems;
+use super::repairs::{Due, Repairs};
 use super::settings::Settings;
 use super::watch::Event;
 use crate::model::node::Node;
 use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
+use crate::netlink::nf_tables::{Foreign, Listener};
 use crate::runtime::node_report::Reporter;
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
@@ -40,6 +43,9 @@ pub struct Datapath {
     outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    repairs: Repairs,
+    /// Who touched our tables since the last repair, as far as known.
+    intruder: Option<Foreign>,
     metrics: Metrics,
 }
 
@@ -78,8 +84,18 @@ impl Datapath {
             outputs,
             conflicts: BTreeSet::new(),
             quarantined: BTreeMap::new(),
+            repairs: Repairs::default(),
+            intruder: None,
             metrics,
         })
+    }
+
+    /// A listener to what others do to our tables; what it hears is to come back as [`Event::Foreign`].
+    ///
+    /// # Errors
+    /// When the kernel does not let us listen.
+    pub fn listen(&mut self) -> Result<Listener, ApplyError> {
+        self.programmer.listen()
     }
 
     fn observe_node(&mut self, node: Node) {
@@ -110,8 +126,35 @@ impl Datapath {
         });
     }
 
-    fn next(&self) -> Next {
-        if self.programmer.is_unsettled() { Next::After(SETTLE) } else { Next::OnEvent }
+    /// When to look again though nothing is seen: for a repair that has to wait, and for what packets may have left.
+    fn next(&self, due: Due) -> Next {
+        let settle = self.programmer.is_unsettled().then_some(SETTLE);
+        match (due, settle) {
+            (Due::Now, _) => Next::After(Duration::ZERO),
+            (Due::After(pause), Some(settle)) => Next::After(pause.min(settle)),
+            (Due::After(pause), None) | (Due::No, Some(pause)) => Next::After(pause),
+            (Due::No, None) => Next::OnEvent,
+        }
+    }
+
+    /// Says what others did, now that it is undone.
+    fn repaired(&mut self, report: &Report, began: Instant) {
+        let is_changed = report.is_rebuilt || report.added + report.deleted > 0;
+        let is_delayed = self.repairs.done(began, began + began.elapsed());
+        let Some(intruder) = self.intruder.take() else { return };
+        self.metrics.repaired(is_changed, is_delayed);
+        if is_changed {
+            tracing::warn!(
+                by = %intruder,
+                added = report.added,
+                deleted = report.deleted,
+                rebuilt = report.is_rebuilt,
+                "another program changed our nf_tables tables, put right"
+            );
+        }
+        if is_delayed {
+            tracing::warn!(by = %intruder, "another program keeps changing our nf_tables tables, repairs have to wait");
+        }
     }
 
     /// Says what this turn did and who goes without.
@@ -169,6 +212,11 @@ impl Component for Datapath {
             // A node whose object was deleted forwards on as before.
             Event::Node(Seen::Removed(_)) => {}
             Event::ServiceCidr(event) => self.observe_service_cidr(event),
+            Event::Foreign(foreign) => {
+                self.metrics.touched();
+                self.repairs.notice();
+                self.intruder = Some(foreign);
+            }
             Event::LocalAddresses(addresses) => {
                 self.index.set_local_addresses(addresses);
                 self.lists.local_addresses = true;
@@ -193,20 +241,29 @@ impl Component for Datapath {
             }
         };
         let update = self.desired.update(&self.index, &self.settings, &changes);
-        if scope == Scope::Changed && update.is_empty() {
-            let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
-            self.metrics.forgotten(forgotten);
-            return Ok(self.next());
-        }
-        let scope = match scope {
-            Scope::Resync => plan::Scope::All,
-            Scope::Changed => plan::Scope::Keys(update.entries),
+        let due = self.repairs.due(now.monotonic);
+        let plan_scope = match (scope, due) {
+            (Scope::Resync, _) | (Scope::Changed, Due::Now) => plan::Scope::All,
+            (Scope::Changed, Due::No | Due::After(_)) if update.is_empty() => {
+                let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
+                self.metrics.forgotten(forgotten);
+                return Ok(self.next(due));
+            }
+            (Scope::Changed, Due::No | Due::After(_)) => plan::Scope::Keys(update.entries),
         };
+        let is_whole = plan_scope == plan::Scope::All;
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let report =
-            tokio::task::block_in_place(|| self.programmer.apply(self.desired.entries(), &scope, self.desired.node()))?;
+        let report = tokio::task::block_in_place(|| {
+            self.programmer.apply(self.desired.entries(), &plan_scope, self.desired.node())
+        })?;
+        if is_whole {
+            self.repaired(&report, now.monotonic);
+        }
         self.publish();
         self.report(report, now.monotonic.elapsed());
-        Ok(self.next())
+        Ok(self.next(self.repairs.due(Instant::now())))
     }
 }
+
+#[cfg(test)]
+mod tests;

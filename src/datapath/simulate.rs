@@ -1,6 +1,7 @@
 //! What happens to a packet: follows the first packet of a new connection through the desired state and names every
 //! rule that it met. Serves `steelyard trace` and the tests that hold the kernel to the same answer.
 
+mod memory;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use super::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePort
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
 
+pub use self::memory::Memory;
 pub use self::step::{Masquerade, Step};
 
 /// The first packet of a new connection as it enters this node, or leaves it where the node itself sends it.
@@ -55,14 +57,26 @@ pub struct Trace {
     pub steps: Vec<Step>,
 }
 
-/// Follows a packet. `local_addresses` are those of this machine's interfaces: packets from them are its own.
+/// Follows a packet of a client that is new here. `local_addresses` are those of this machine's interfaces: packets from
+/// them are its own.
 pub fn simulate(
     entries: &BTreeMap<EntryKey, ForwardingEntry>,
     node: &NodeForwarding,
     local_addresses: &BTreeSet<IpAddr>,
     packet: Packet,
 ) -> Trace {
-    let mut run = Run { entries, node, local_addresses, packet, steps: Vec::new() };
+    simulate_with(entries, node, local_addresses, &Memory::default(), packet)
+}
+
+/// Follows a packet of a client that may have been here before.
+pub fn simulate_with(
+    entries: &BTreeMap<EntryKey, ForwardingEntry>,
+    node: &NodeForwarding,
+    local_addresses: &BTreeSet<IpAddr>,
+    memory: &Memory,
+    packet: Packet,
+) -> Trace {
+    let mut run = Run { entries, node, local_addresses, memory, packet, steps: Vec::new() };
     let verdict = run.follow();
     Trace { verdict, steps: run.steps }
 }
@@ -71,6 +85,7 @@ struct Run<'a> {
     entries: &'a BTreeMap<EntryKey, ForwardingEntry>,
     node: &'a NodeForwarding,
     local_addresses: &'a BTreeSet<IpAddr>,
+    memory: &'a Memory,
     packet: Packet,
     steps: Vec<Step>,
 }
@@ -80,7 +95,7 @@ impl<'a> Run<'a> {
         match self.find() {
             Some((key, frontend, treatment, entry)) => {
                 self.steps.push(Step::Frontend { frontend, entry: key.clone(), treatment });
-                self.forward(entry, treatment)
+                self.forward(key, entry, treatment)
             }
             None => self.refuse_or_pass(),
         }
@@ -136,7 +151,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn forward(&mut self, entry: &ForwardingEntry, treatment: Treatment) -> Verdict {
+    fn forward(&mut self, key: &EntryKey, entry: &ForwardingEntry, treatment: Treatment) -> Verdict {
         let (policy, masquerade) = match treatment {
             Treatment::Internal(policy) => (policy, self.masquerade_inside()),
             Treatment::External { is_filtered: true, .. } if !self.is_admitted(entry) => return Verdict::Drop,
@@ -150,7 +165,7 @@ impl<'a> Run<'a> {
             TrafficPolicy::Local => &entry.local,
         };
         match target {
-            Target::Endpoints(endpoints) => self.choose(entry, policy, endpoints, masquerade),
+            Target::Endpoints(endpoints) => self.choose((key, entry), policy, endpoints, masquerade),
             Target::Drop => {
                 self.steps.push(Step::NoneHere { policy });
                 Verdict::Drop
@@ -211,18 +226,30 @@ impl<'a> Run<'a> {
         Some(ranges.find(|range| range.contains(&self.packet.source)).copied())
     }
 
+    fn remembered(&mut self, key: &EntryKey, entry: &ForwardingEntry, policy: TrafficPolicy) -> Option<SocketAddr> {
+        let source = self.packet.source;
+        self.steps.push(Step::Affinity { source, timeout: entry.affinity? });
+        self.memory.endpoint_of(key, policy, source)
+    }
+
     fn choose(
         &mut self,
-        entry: &ForwardingEntry,
+        (key, entry): (&EntryKey, &ForwardingEntry),
         policy: TrafficPolicy,
         endpoints: &BTreeSet<SocketAddr>,
         masquerade: Option<Masquerade>,
     ) -> Verdict {
         let source = self.packet.source;
-        if let Some(timeout) = entry.affinity {
-            self.steps.push(Step::Affinity { source, timeout });
-        }
-        self.steps.push(Step::Endpoints { policy, count: endpoints.len() });
+        let endpoints = match self.remembered(key, entry, policy).filter(|endpoint| endpoints.contains(endpoint)) {
+            Some(endpoint) => {
+                self.steps.push(Step::Remembered { source, endpoint });
+                BTreeSet::from([endpoint])
+            }
+            None => {
+                self.steps.push(Step::Endpoints { policy, count: endpoints.len() });
+                endpoints.clone()
+            }
+        };
         if let Some(reason) = masquerade {
             self.steps.push(Step::Masquerade { reason });
         }
@@ -231,7 +258,7 @@ impl<'a> Run<'a> {
         for endpoint in hairpins.iter().filter(|_| masquerade.is_none()) {
             self.steps.push(Step::Hairpin { endpoint: *endpoint });
         }
-        Verdict::Dnat { endpoints: endpoints.clone(), masquerade: masquerade.is_some(), masquerade_when: hairpins }
+        Verdict::Dnat { endpoints, masquerade: masquerade.is_some(), masquerade_when: hairpins }
     }
 }
 

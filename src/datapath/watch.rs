@@ -10,6 +10,7 @@ use crate::model::endpoints::EndpointSlice;
 use crate::model::node::Node;
 use crate::model::service::Service;
 use crate::model::service_cidr::{ServiceCidr, ServiceCidrError};
+use crate::netlink::nf_tables::Foreign;
 use crate::runtime::watch::{self, Observed};
 
 /// One observation.
@@ -26,6 +27,8 @@ pub enum Event {
     ServiceCidr(watch::Event<ServiceCidr>),
     /// Of all addresses of this machine's interfaces.
     LocalAddresses(BTreeSet<IpAddr>),
+    /// Of somebody else who changed our tables in the kernel.
+    Foreign(Foreign),
 }
 
 impl Observed for ServiceCidr {

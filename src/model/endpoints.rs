@@ -156,7 +156,7 @@ fn slice_endpoint(endpoint: &discovery::Endpoint, family: Family) -> Option<Slic
         address,
         conditions: Conditions {
             is_ready,
-            is_serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(is_ready),
+            is_serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
             is_terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         },
         node: endpoint.node_name.as_deref().map(NodeName::new),
@@ -193,12 +193,12 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_serving_condition_follows_ready() {
+    fn an_absent_serving_condition_means_true_whatever_ready_says() {
         let slice = read(&format!(
             "{META}addressType: IPv4\nendpoints: [{{addresses: [10.0.0.1], conditions: {{ready: false}}}}]"
         ))
         .unwrap();
-        assert!(!slice.endpoints[0].conditions.is_serving);
+        assert!(slice.endpoints[0].conditions.is_serving);
     }
 
     #[test]

@@ -13,21 +13,25 @@ pub(super) mod attribute;
 pub(super) mod batch;
 pub(super) mod connection;
 mod element;
+mod events;
 mod expression;
 mod foreign;
 pub(super) mod read;
 mod set;
+mod structure;
 #[cfg(test)]
 pub(crate) mod test;
 
 pub use batch::{Action, Batch, Chain, Hook, Object, Table};
 pub use connection::{Connection, ConnectionError, Failure, Failures};
 pub use element::{ElementKind, ElementWriter};
+pub use events::{Foreign, Listener, Process, Silencer};
 pub use expression::{Compared, ConntrackKey, Expression, Fib, Header, MetaKey, Register, Verdict};
 
 pub use foreign::ForeignRule;
 pub use read::{DumpedElement, DumpedTable};
 pub use set::{Data, Field, Set, SetKind};
+pub use structure::{ChainShape, Structure};
 
 use crate::model::Family;
 

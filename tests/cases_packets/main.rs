@@ -77,7 +77,8 @@ fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tall
         stage.check_listing()?;
         stage.watch_priority()?;
         let flows: Vec<_> = scenario.flows.iter().filter_map(|(_, flow)| flow.as_ref().ok()).collect();
-        send(&stage, &flows)
+        let remembers = world.desired.entries().values().any(|entry| entry.affinity.is_some());
+        if remembers { send_as_new_clients(&stage, &flows) } else { send(&stage, &flows) }
     });
     let mut outcomes = match staged {
         Ok(outcomes) => outcomes.into_iter(),
@@ -99,6 +100,23 @@ fn send(stage: &Stage, flows: &[&Flow]) -> Result<Vec<Result<(), String>>, Strin
     let seen = stage.observe(&flows.iter().map(probe).collect::<Vec<_>>())?;
     stage.check_priority()?;
     Ok(flows.iter().zip(&seen).map(|(flow, packets)| outcome::check(flow, packets)).collect())
+}
+
+/// The same where clients are remembered: each connection is that of a client that was never there.
+fn send_as_new_clients(stage: &Stage, flows: &[&Flow]) -> Result<Vec<Result<(), String>>, String> {
+    let observe = |flow: &&Flow| {
+        let mut packets = Vec::new();
+        for _ in 0..outcome::connections(&flow.expect) {
+            let forget = "flush map ip steelyard affinity\nflush map ip6 steelyard affinity\n";
+            stage.in_node(|| namespace::run_program("nft", &["-f", "-"], forget))?;
+            let is_visible = outcome::is_visible(&flow.expect);
+            packets.extend(stage.observe(&[Probe { packet: flow.packet, connections: 1, is_visible }])?);
+        }
+        Ok(outcome::check(flow, &packets.concat()))
+    };
+    let outcomes = flows.iter().map(observe).collect::<Result<_, String>>()?;
+    stage.check_priority()?;
+    Ok(outcomes)
 }
 
 /// An error with its sources.

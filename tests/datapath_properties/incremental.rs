@@ -1,7 +1,7 @@
 //! Following changes one by one ends where working everything out at once does, and what comes out is sound.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use proptest::collection::{btree_set, vec};
@@ -11,11 +11,11 @@ use steelyard::datapath::desired::{Conflict, Desired};
 use steelyard::datapath::entry::{EntryKey, ForwardingEntry, Target};
 use steelyard::datapath::index::Index;
 use steelyard::datapath::settings::{DetectLocal, NodePortSelector, Settings};
-use steelyard::datapath::simulate::{Packet, Step, Verdict, simulate};
+use steelyard::datapath::simulate::{Memory, Packet, Step, Verdict, simulate_with};
 use steelyard::model::Protocol;
 use steelyard::model::endpoints::{EndpointSlice, SliceKey};
 use steelyard::model::node::Node;
-use steelyard::model::service::Service;
+use steelyard::model::service::{Service, TrafficPolicy};
 use steelyard::names::ServiceKey;
 
 use crate::objects::{ADDRESSES, ENDPOINTS, SERVICES, SLICES, node, service, slice};
@@ -181,6 +181,7 @@ proptest! {
         destination in select(ADDRESSES.to_vec()),
         port in prop_oneof![80..83_u16, 3001..3004_u16],
         protocol in select(vec![Protocol::Tcp, Protocol::Udp]),
+        remembered in (select(ENDPOINTS.to_vec()), 8080..8082_u16),
     ) {
         let mut index = Index::default();
         index.replace_services(services);
@@ -195,7 +196,15 @@ proptest! {
             port: NonZeroU16::new(port).unwrap(),
             protocol,
         };
-        let trace = simulate(desired.entries(), desired.node(), &local_addresses, packet);
+        // Wherever the client was before.
+        let mut memory = Memory::default();
+        let endpoint = SocketAddr::new(remembered.0.parse().unwrap(), remembered.1);
+        for key in desired.entries().keys() {
+            for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+                memory.remember(key, policy, packet.source, endpoint);
+            }
+        }
+        let trace = simulate_with(desired.entries(), desired.node(), &local_addresses, &memory, packet);
         prop_assert!(!trace.steps.is_empty(), "a verdict without a reason");
         prop_assert!(trace.steps.iter().all(|step| !step.to_string().is_empty()));
         if let Verdict::Dnat { endpoints, masquerade_when, .. } = &trace.verdict {

@@ -88,7 +88,14 @@ pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
 impl Expect {
     /// Says what is wrong with a verdict.
     pub fn check(&self, verdict: &Verdict) -> Result<(), String> {
-        let actual = match verdict {
+        let actual = Self::from(verdict);
+        if actual == *self { Ok(()) } else { Err(format!("expected {self}, got {actual}")) }
+    }
+}
+
+impl From<&Verdict> for Expect {
+    fn from(verdict: &Verdict) -> Self {
+        match verdict {
             Verdict::Dnat { endpoints, masquerade, masquerade_when } => Self::Dnat {
                 endpoints: endpoints.clone(),
                 masqueraded: if *masquerade { endpoints } else { masquerade_when }.clone(),
@@ -96,8 +103,7 @@ impl Expect {
             Verdict::Drop => Self::Drop,
             Verdict::Reject => Self::Reject,
             Verdict::Passthrough => Self::Passthrough,
-        };
-        if actual == *self { Ok(()) } else { Err(format!("expected {self}, got {actual}")) }
+        }
     }
 }
 

@@ -52,6 +52,11 @@ pub fn check(flow: &Flow, packets: &[Vec<Seen>]) -> Result<(), String> {
     flow.expect.check(&verdict(&fates)?)
 }
 
+/// What became of the packets of all connections of a flow; an error where some fared otherwise than others.
+pub fn outcome<'a>(fates: impl IntoIterator<Item = &'a Fate>) -> Result<Expect, String> {
+    Ok(Expect::from(&verdict(&fates.into_iter().cloned().collect())?))
+}
+
 /// What became of a packet, from what was seen of it.
 pub fn fate(packet: &Packet, seen: &[Seen]) -> Fate {
     let dialled = SocketAddr::new(packet.destination, packet.port.get());

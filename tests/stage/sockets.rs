@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, Protocol as ProtocolNumber, Socket, Type};
 
-use super::wire::{self, Seen};
+use super::wire::{self, Sight};
 
 /// Room for all packets of a scenario.
 const RECEIVE_BUFFER: usize = 32 << 20;
@@ -51,7 +51,7 @@ impl Link {
     }
 
     /// Takes what the node sent here.
-    pub fn receive(&self, take: &mut impl FnMut(Result<Seen, String>)) -> io::Result<()> {
+    pub fn receive(&self, take: &mut impl FnMut(Sight)) -> io::Result<()> {
         drain(&self.socket, |frame| wire::read(frame.get(ETHERNET..)?), take)
     }
 }
@@ -99,7 +99,7 @@ impl Own {
     }
 
     /// Takes what the node delivered to itself.
-    pub fn receive(&self, take: &mut impl FnMut(Result<Seen, String>)) -> io::Result<()> {
+    pub fn receive(&self, take: &mut impl FnMut(Sight)) -> io::Result<()> {
         for socket in &self.kept_v4 {
             drain(socket, wire::read, take)?;
         }
@@ -114,11 +114,7 @@ impl Own {
     }
 }
 
-fn drain(
-    socket: &impl AsFd,
-    read: impl Fn(&[u8]) -> Option<Result<Seen, String>>,
-    take: &mut impl FnMut(Result<Seen, String>),
-) -> io::Result<()> {
+fn drain(socket: &impl AsFd, read: impl Fn(&[u8]) -> Option<Sight>, take: &mut impl FnMut(Sight)) -> io::Result<()> {
     let mut buffer = [0; 2048];
     loop {
         match recv(socket.as_fd().as_raw_fd(), &mut buffer, MsgFlags::empty()) {

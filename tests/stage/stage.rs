@@ -35,7 +35,7 @@ use steelyard::model::{Family, Protocol};
 
 use self::namespace::{Namespace, OneProcessor, run_program};
 use self::sockets::{Link, Own};
-use self::wire::Seen;
+use self::wire::{Seen, Sight};
 
 pub use self::surroundings::Surroundings;
 
@@ -233,6 +233,7 @@ impl Stage {
         // The high byte says that it is ours.
         let tag = wire::TAGS | ((self.next_tag.get() + 1) & !wire::TAG_MASK);
         self.next_tag.set(tag);
+        watch.sent.insert(tag);
         if is_visible {
             watch.missing.insert(tag);
         }
@@ -292,26 +293,29 @@ impl Stage {
 }
 
 /// The sockets are many; a short nap is simpler than to watch each.
-fn nap() -> Result<(), String> {
+pub fn nap() -> Result<(), String> {
     poll(&mut [], PollTimeout::from(2u8)).map(drop).map_err(|error| error.to_string())
 }
 
 /// What was sent and what was seen of it.
 #[derive(Default)]
 struct Watch {
+    sent: BTreeSet<u32>,
     missing: BTreeSet<u32>,
     seen: BTreeMap<u32, Vec<Seen>>,
     problems: Vec<String>,
 }
 
 impl Watch {
-    fn take(&mut self, seen: Result<Seen, String>) {
-        match seen {
-            Ok(seen @ (Seen::Packet { tag, .. } | Seen::Error { tag, .. })) => {
+    /// Other traffic may look like ours.
+    fn take(&mut self, sight: Sight) {
+        match sight {
+            Ok(seen @ (Seen::Packet { tag, .. } | Seen::Error { tag, .. })) if self.sent.contains(&tag) => {
                 self.missing.remove(&tag);
                 self.seen.entry(tag).or_default().push(seen);
             }
-            Err(problem) => self.problems.push(problem),
+            Err((tag, problem)) if self.sent.contains(&tag) => self.problems.push(problem),
+            Ok(_) | Err(_) => {}
         }
     }
 }

@@ -87,14 +87,17 @@ fn with_ip_header(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[
     packet
 }
 
-/// Reads a packet from its IP header on. Says what is wrong with one of ours; others are nothing.
-pub fn read(packet: &[u8]) -> Option<Result<Seen, String>> {
+/// What was seen, or the tag of a packet and what is wrong with it.
+pub type Sight = Result<Seen, (u32, String)>;
+
+/// Reads a packet from its IP header on. Says what is wrong with one that looks like ours; others are nothing.
+pub fn read(packet: &[u8]) -> Option<Sight> {
     let (source, destination, protocol, payload) = split(packet)?;
     read_payload(source, destination, protocol, payload)
 }
 
 /// Reads what an IP header carries.
-pub fn read_payload(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Option<Result<Seen, String>> {
+pub fn read_payload(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Option<Sight> {
     if let ICMP | ICMP_V6 = protocol {
         let is_error = (protocol == ICMP && matches!(payload.first()?, 3 | 4 | 5 | 11 | 12))
             || (protocol == ICMP_V6 && matches!(payload.first()?, 1..=4));
@@ -108,7 +111,7 @@ pub fn read_payload(source: IpAddr, destination: IpAddr, protocol: u8, payload: 
     }
     let tag = tag_of(protocol, payload)?;
     if !has_right_checksum(source, destination, protocol, payload) {
-        return Some(Err(format!("the packet from {source} to {destination} came with a wrong checksum")));
+        return Some(Err((tag, format!("the packet from {source} to {destination} came with a wrong checksum"))));
     }
     let port = u16::from_be_bytes(payload.get(2..4)?.try_into().ok()?);
     Some(Ok(Seen::Packet { tag, source, destination: SocketAddr::new(destination, port) }))

@@ -10,9 +10,11 @@ use kube::Client;
 use kube::runtime::watcher;
 use tokio::sync::{mpsc, watch};
 
+use super::NodeError;
 use super::parts::{Parts, ends};
 use crate::datapath;
 use crate::model::link::Links;
+use crate::netlink::nf_tables::Listener;
 use crate::runtime::watch::{Sink, forward, sink};
 use crate::speaker::watch::{Inbox, SLICES};
 
@@ -42,6 +44,7 @@ impl Watches {
         &mut self,
         client: &Client,
         links: watch::Receiver<Arc<Links>>,
+        listener: Listener,
         parts: &mut Parts,
     ) -> mpsc::Receiver<datapath::watch::Event> {
         let (sender, events) = mpsc::channel(QUEUE);
@@ -51,6 +54,8 @@ impl Watches {
         let cidrs = sink(sender.clone(), datapath::watch::Event::ServiceCidr);
         let cidrs = forward(client.clone(), watcher::Config::default(), vec![cidrs]);
         parts.spawn(ends(cidrs, "watch of ServiceCIDRs"));
+        let foreign = datapath::foreign::follow(listener, sender.clone());
+        parts.spawn(async move { foreign.await.map(|()| "watch of nf_tables").map_err(NodeError::Listener) });
         parts.spawn(ends(follow_addresses(links, sender), "watch of interfaces"));
         events
     }

@@ -14,7 +14,7 @@ use crate::datapath::nft::ids::Sticky;
 use crate::datapath::nft::layout::{AFFINITY, table};
 use crate::datapath::plan::{Belief, Transaction};
 use crate::model::Family;
-use crate::netlink::nf_tables::{Batch, Connection, ConnectionError};
+use crate::netlink::nf_tables::{Batch, Connection, ConnectionError, Failures};
 
 /// Entries may end by themselves between reading and deleting. With more than this many it is something else.
 const MOST_ENDED: usize = 10_000;
@@ -97,6 +97,8 @@ impl Forgetting {
                         self.again.insert(family, next);
                     }
                 }
+                // The memory went with its table, and the next turn over everything makes a new one.
+                Err(ConnectionError::Refused(failures)) if are_missing(&failures) => {}
                 Err(error) => {
                     tracing::warn!(%family, %error, "failed to delete endpoints from the memory of session affinity");
                     self.again.insert(family, sweep);
@@ -105,6 +107,10 @@ impl Forgetting {
         }
         forgotten
     }
+}
+
+fn are_missing(failures: &Failures) -> bool {
+    failures.0.iter().all(|failure| failure.errno == Errno::ENOENT)
 }
 
 /// Reads the memory, and deletes what it must not have.
@@ -125,9 +131,7 @@ fn forget(connection: &mut Connection, family: Family, sweep: &Sweep) -> Result<
         batch.delete_elements(table(family), AFFINITY, part, |key, writer| writer.write(|element| element.key(key)));
         match (connection.commit(&batch), part) {
             (Ok(()), part) => deleted += part.len(),
-            (Err(ConnectionError::Refused(failures)), part)
-                if ended < MOST_ENDED && failures.0.iter().all(|failure| failure.errno == Errno::ENOENT) =>
-            {
+            (Err(ConnectionError::Refused(failures)), part) if ended < MOST_ENDED && are_missing(&failures) => {
                 if let [_, _, ..] = part {
                     let (left, right) = part.split_at(part.len() / 2);
                     parts.extend([right, left]);

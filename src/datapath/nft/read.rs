@@ -3,25 +3,29 @@
 use super::decode;
 use super::layout::{AFFINITY, LEARNERS, SLOT_CHAINS, sets, table};
 use super::options::Options;
-use super::write::layout_comment;
+use super::write::{layout_comment, structure};
 use crate::datapath::plan::Found;
 use crate::model::Family;
 use crate::netlink::nf_tables::{Connection, ConnectionError};
 
 /// Our table of a family, if it is there, has the comment of the layout that we would make, and its maps hold nothing that
-/// we do not understand. Its rules are taken to be those of the layout.
+/// we do not understand, and its chains and rules are those that we would write.
 ///
 /// # Errors
 ///
 /// When the kernel does not answer, refuses, or is never done with a dump before the next change.
 pub fn found(connection: &mut Connection, family: Family, options: Options) -> Result<Option<Found>, ConnectionError> {
     let Some(dumped) = connection.table(table(family))? else { return Ok(None) };
-    if dumped.comment != Some(layout_comment(family, options)) {
+    // Flags are none of the layout's: dormant, say.
+    if dumped.comment != Some(layout_comment(family, options)) || dumped.flags != 0 {
         return Ok(None);
     }
     let learners = connection.elements(table(family), LEARNERS)?;
     let slots = connection.elements(table(family), SLOT_CHAINS)?;
     let Some(classes) = decode::classes(&learners, &slots) else { return Ok(None) };
+    if connection.structure(table(family))? != structure(family, options, &classes) {
+        return Ok(None);
+    }
     let mut elements = Vec::new();
     // What packets put there is nobody's wish, and stays.
     for set in sets(family).iter().filter(|set| ![AFFINITY, LEARNERS, SLOT_CHAINS].contains(&set.name)) {
@@ -29,5 +33,8 @@ pub fn found(connection: &mut Connection, family: Family, options: Options) -> R
         let Some(read) = decode::elements(set.name, family, &dumped) else { return Ok(None) };
         elements.extend(read);
     }
+    // While the kernel's hash grows, as it does for a while after a large change, a dump may name an element twice.
+    elements.sort_unstable();
+    elements.dedup();
     Ok(Some(Found { family, classes, elements }))
 }

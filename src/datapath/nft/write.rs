@@ -11,7 +11,7 @@ use super::layout::{LEARNERS, SLOT_CHAINS, sets, table};
 use super::options::Options;
 use crate::datapath::plan::{TableChange, Transaction};
 use crate::model::Family;
-use crate::netlink::nf_tables::{Batch, Verdict};
+use crate::netlink::nf_tables::{Batch, Structure, Verdict};
 
 /// All messages of a transaction.
 pub fn batch(transaction: &Transaction, options: Options) -> Batch {
@@ -47,6 +47,16 @@ pub fn layout_comment(family: Family, options: Options) -> String {
     let mut hasher = SipHasher13::new();
     hasher.write(batch.bytes());
     format!("layout {:016x}", hasher.finish())
+}
+
+/// The chains and rules of a table that has these classes.
+pub fn structure(family: Family, options: Options, classes: &[(Purpose, Class)]) -> Structure {
+    let mut batch = Batch::new();
+    write_structure(&mut batch, family, options, "");
+    for (purpose, class) in classes {
+        write_class(&mut batch, family, *purpose, *class);
+    }
+    batch.structure().clone()
 }
 
 fn write_table(batch: &mut Batch, change: &TableChange, options: Options) {

@@ -79,6 +79,13 @@ pub enum Step {
         /// For how long after its last new connection.
         timeout: Duration,
     },
+    /// The client is known, and the endpoint that it had may be used.
+    Remembered {
+        /// The client.
+        source: IpAddr,
+        /// The endpoint.
+        endpoint: SocketAddr,
+    },
     /// One of the policy's endpoints is chosen.
     Endpoints {
         /// The policy.
@@ -170,6 +177,7 @@ impl fmt::Display for Step {
             Self::Affinity { source, timeout } => {
                 write!(f, "{source} keeps its endpoint for {} s after its last connection", timeout.as_secs())
             }
+            Self::Remembered { source, endpoint } => write!(f, "{source} went to {endpoint} last"),
             Self::Endpoints { policy, count } => {
                 write!(f, "one of {count} endpoints of policy {}", policy_name(*policy))
             }

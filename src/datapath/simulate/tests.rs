@@ -98,3 +98,46 @@ fn cluster_ips_say_which_of_the_two_is_missing() {
         (Verdict::Drop, ["no service has 172.30.9.9 of 172.30.0.0/16".to_owned()].as_slice())
     );
 }
+
+#[test]
+fn a_known_client_goes_back_as_long_as_its_endpoint_may_be_used() {
+    let key = EntryKey {
+        port: ServicePortKey {
+            service: ServiceKey::new("ns", "web"),
+            port: PortName::new(""),
+            protocol: Protocol::Tcp,
+        },
+        family: Family::V4,
+    };
+    let [one, two] = ["10.0.0.1:80", "10.0.1.1:80"].map(|text| text.parse::<SocketAddr>().unwrap());
+    let mut entry = ForwardingEntry {
+        frontends: BTreeMap::from([(address("172.30.0.1:80"), Treatment::Internal(TrafficPolicy::Cluster))]),
+        cluster: Target::Endpoints([one, two].into()),
+        local: Target::Drop,
+        affinity: Some(std::time::Duration::from_secs(60)),
+        source_ranges: Vec::new(),
+        local_addresses: BTreeSet::new(),
+    };
+    let source = "10.0.0.9".parse().unwrap();
+    let mut memory = Memory::default();
+    memory.remember(&key, TrafficPolicy::Cluster, source, two);
+    let packet = Packet {
+        source,
+        destination: "172.30.0.1".parse().unwrap(),
+        port: 80.try_into().unwrap(),
+        protocol: Protocol::Tcp,
+    };
+    let follow = |entry: &ForwardingEntry, memory: &Memory| {
+        let entries = BTreeMap::from([(key.clone(), entry.clone())]);
+        let trace = simulate_with(&entries, &NodeForwarding::default(), &BTreeSet::new(), memory, packet);
+        let Verdict::Dnat { endpoints, .. } = trace.verdict else { panic!("{trace:?}") };
+        (endpoints, trace.steps.iter().any(|step| step.to_string() == "10.0.0.9 went to 10.0.1.1:80 last"))
+    };
+    assert_eq!(follow(&entry, &Memory::default()), ([one, two].into(), false));
+    assert_eq!(follow(&entry, &memory), ([two].into(), true));
+    entry.cluster = Target::Endpoints([one].into());
+    assert_eq!(follow(&entry, &memory), ([one].into(), false));
+    entry.affinity = None;
+    entry.cluster = Target::Endpoints([one, two].into());
+    assert_eq!(follow(&entry, &memory), ([one, two].into(), false));
+}

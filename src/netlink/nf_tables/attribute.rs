@@ -89,6 +89,11 @@ impl<'a> Attributes<'a> {
         self.find(kind).map(Attributes)
     }
 
+    /// A text, without its terminating zero.
+    pub(super) fn text(&self, kind: u16) -> Option<String> {
+        self.find(kind).map(|text| String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
+    }
+
     /// A number in network order.
     pub(in crate::netlink) fn u32(&self, kind: u16) -> Option<u32> {
         self.find(kind)?.try_into().ok().map(u32::from_be_bytes)

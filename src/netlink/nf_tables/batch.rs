@@ -14,6 +14,7 @@ use super::attribute::{close_nested, open_nested, put, put_nested, put_text, put
 use super::element::{ElementKind, ElementWriter};
 use super::expression::{Expression, InlineSet};
 use super::set::{Data, Field, Set};
+use super::structure::Structure;
 use super::{family_word, protocol_family};
 use crate::model::Family;
 
@@ -133,6 +134,7 @@ pub struct Batch {
     last: usize,
     /// The chain that the last rule was added to, and how many it had got.
     rules: (String, usize),
+    structure: Structure,
 }
 
 impl Default for Batch {
@@ -146,7 +148,7 @@ impl Batch {
     pub fn new() -> Self {
         let mut bytes = Vec::new();
         put_batch_message(&mut bytes, BATCH_BEGIN, 0);
-        Self { bytes, labels: Vec::new(), last: 0, rules: (String::new(), 0) }
+        Self { bytes, labels: Vec::new(), last: 0, rules: (String::new(), 0), structure: Structure::default() }
     }
 
     /// Whether nothing was added yet.
@@ -157,6 +159,11 @@ impl Batch {
     /// The messages so far, without the end.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The chains and rules that it adds, as they are to be read back once it is done.
+    pub const fn structure(&self) -> &Structure {
+        &self.structure
     }
 
     /// Creates a table where there is none; the comment is shown by `nft list`.
@@ -194,6 +201,7 @@ impl Batch {
         const TYPE: u16 = 7;
         const HOOK_NUMBER: u16 = 1;
         const HOOK_PRIORITY: u16 = 2;
+        self.structure.add_chain(chain);
         let start = self.open(NEW_CHAIN, CREATE, table, Action::Add, Object::Chain(chain.name.clone()));
         let out = &mut self.bytes;
         put_text(out, TABLE, table.name);
@@ -213,6 +221,7 @@ impl Batch {
         const TABLE: u16 = 1;
         const CHAIN: u16 = 2;
         const EXPRESSIONS: u16 = 4;
+        const USERDATA: u16 = 7;
         if self.rules.0 != chain {
             self.rules = (chain.to_owned(), 0);
         }
@@ -229,6 +238,7 @@ impl Batch {
                 put_nested(out, LIST_ELEMENT, |out| expression.encode(out, inline));
             }
         });
+        put(out, USERDATA, &self.structure.add_rule(chain));
         self.close(start);
     }
 

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::attribute::Attributes;
 use super::batch::Batch;
+use super::events::Silencer;
 
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -19,6 +20,8 @@ pub(in crate::netlink) const DONE: u16 = 3;
 const KERNEL: (u32, u32) = (0, 0);
 /// Room for the answers to a batch; a message that fails is answered with some 60 bytes.
 const RECEIVE_BUFFER: usize = 4 << 20;
+/// A batch of so many bytes, some thousand elements, is not told to our own listener.
+const SILENT_FROM: usize = 64 << 10;
 
 /// Why a transaction is not known to be done, or nothing could be read.
 ///
@@ -95,6 +98,8 @@ pub struct Connection {
     pub(super) socket: Socket,
     pub(super) buffer: Vec<u8>,
     pub(super) sequence: u32,
+    port: u32,
+    silencer: Option<Silencer>,
 }
 
 impl Connection {
@@ -104,19 +109,30 @@ impl Connection {
     ///
     /// When the system has no nf_tables or refuses a socket.
     pub fn open() -> Result<Self, ConnectionError> {
-        let open = || -> io::Result<Socket> {
+        let open = || -> io::Result<(Socket, u32)> {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
+            let port = socket.bind_auto()?.port_number();
             socket.set_ext_ack(true)?;
             // Without it each error brings the whole failed message back.
             socket.set_cap_ack(true)?;
             // The kernel answers inside `send`: all there will be is there when it returns.
             socket.set_non_blocking(true)?;
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-            Ok(socket)
+            Ok((socket, port))
         };
-        let socket = open().map_err(ConnectionError::Open)?;
-        Ok(Self { socket, buffer: Vec::with_capacity(64 << 10), sequence: 0 })
+        let (socket, port) = open().map_err(ConnectionError::Open)?;
+        Ok(Self { socket, buffer: Vec::with_capacity(64 << 10), sequence: 0, port, silencer: None })
+    }
+
+    /// By which the kernel's events name this socket.
+    pub const fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// From now on a listener of ours is silent while a large transaction is done: the kernel would write out each of its
+    /// elements for it.
+    pub fn silence(&mut self, silencer: Silencer) {
+        self.silencer = Some(silencer);
     }
 
     /// Does all of the batch or nothing. Takes as long as the kernel takes, some 0.1 s for 50,000 new elements.
@@ -146,11 +162,31 @@ impl Connection {
         let room = bytes.len().max(256 << 10);
         setsockopt(&self.socket, sockopt::SndBufForce, &room)
             .map_err(|source| ConnectionError::Send { bytes: bytes.len(), source: source.into() })?;
+        match self.silencer.clone().filter(|_| !is_check && bytes.len() >= SILENT_FROM) {
+            Some(silencer) => self.exchange_silently(batch, &bytes, &silencer),
+            None => self.exchange(batch, &bytes),
+        }
+    }
+
+    fn exchange(&mut self, batch: &Batch, bytes: &[u8]) -> Result<(), ConnectionError> {
         self.drain();
         self.socket
-            .send_to(&bytes, &SocketAddr::new(KERNEL.0, KERNEL.1), 0)
+            .send_to(bytes, &SocketAddr::new(KERNEL.0, KERNEL.1), 0)
             .map_err(|source| ConnectionError::Send { bytes: bytes.len(), source })?;
         self.read_answers(batch)
+    }
+
+    /// What others did while nobody listened is known by the generation: each transaction is one.
+    fn exchange_silently(&mut self, batch: &Batch, bytes: &[u8], silencer: &Silencer) -> Result<(), ConnectionError> {
+        let before = self.generation()?;
+        silencer.leave();
+        let outcome = self.exchange(batch, bytes);
+        silencer.join();
+        let ours = u32::from(outcome.is_ok());
+        if !self.generation().is_ok_and(|after| after.wrapping_sub(before) == ours) {
+            silencer.missed();
+        }
+        outcome
     }
 
     /// Reads until there is no more. An answer to the last message is there even when others failed.
@@ -214,6 +250,8 @@ pub(in crate::netlink) struct Message<'a> {
     pub(in crate::netlink) kind: u16,
     pub(in crate::netlink) flags: u16,
     pub(in crate::netlink) sequence: u32,
+    /// Who caused it, by the port of its socket.
+    pub(in crate::netlink) port: u32,
     pub(in crate::netlink) payload: &'a [u8],
 }
 
@@ -239,9 +277,10 @@ impl<'a> Iterator for Messages<'a> {
         let kind = u16::from_ne_bytes(self.0.get(4..6)?.try_into().ok()?);
         let flags = u16::from_ne_bytes(self.0.get(6..8)?.try_into().ok()?);
         let sequence = u32::from_ne_bytes(self.0.get(8..12)?.try_into().ok()?);
+        let port = u32::from_ne_bytes(self.0.get(12..16)?.try_into().ok()?);
         let payload = self.0.get(HEADER..length)?;
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message { kind, flags, sequence, payload })
+        Some(Message { kind, flags, sequence, port, payload })
     }
 }
 

@@ -10,15 +10,17 @@ use super::batch::{REQUEST, SUBSYSTEM, Table, close_message, put_message_header}
 use super::connection::{Connection, ConnectionError, DONE, Failure, Failures, Message, Messages};
 use super::element::{DATA_VALUE, INTERVAL_END};
 use super::protocol_family;
+use crate::model::Family;
 
 const GET_TABLE: u8 = 1;
 const GET_ELEMENTS: u8 = 13;
+const GET_GENERATION: u8 = 16;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
 pub(in crate::netlink) const DUMP: u16 = 0x300;
 /// `NLM_F_DUMP_INTR`: what the dump gives is no one state of the tables.
 const DUMP_INTERRUPTED: u16 = 0x10;
 /// How often a dump is begun before it is given up.
-const ATTEMPTS: usize = 4;
+pub(super) const ATTEMPTS: usize = 4;
 /// `struct nfgenmsg`.
 const NETFILTER_HEADER: usize = 4;
 
@@ -27,6 +29,8 @@ const NETFILTER_HEADER: usize = 4;
 pub struct DumpedTable {
     /// The comment that it was made with.
     pub comment: Option<String>,
+    /// `NFT_TABLE_F_*`.
+    pub flags: u32,
 }
 
 /// An element of a set or map, as bytes: each field in its own order.
@@ -52,10 +56,12 @@ impl Connection {
     /// When the kernel does not answer, or refuses for another reason than that there is none.
     pub fn table(&mut self, table: Table) -> Result<Option<DumpedTable>, ConnectionError> {
         const NAME: u16 = 1;
+        const FLAGS: u16 = 2;
         let mut found = None;
         let request = |out: &mut Vec<u8>| put_text(out, NAME, table.name);
         let asked = self.ask(GET_TABLE, 0, table, request, |attributes| {
-            found = Some(DumpedTable { comment: comment(&attributes) });
+            found =
+                Some(DumpedTable { comment: comment(&attributes), flags: attributes.u32(FLAGS).unwrap_or_default() });
         });
         match asked {
             Err(ConnectionError::Refused(Failures(failures)))
@@ -92,6 +98,19 @@ impl Connection {
             }
         }
         Err(ConnectionError::Interrupted)
+    }
+
+    /// The number of the last transaction that anybody made in this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub fn generation(&mut self) -> Result<u32, ConnectionError> {
+        const ID: u16 = 1;
+        let mut generation = None;
+        let any = Table { family: Family::V4, name: "" };
+        self.ask(GET_GENERATION, 0, any, |_| {}, |attributes| generation = attributes.u32(ID))?;
+        generation.ok_or(ConnectionError::NoAnswer)
     }
 
     /// Sends one request and hands out the attributes of each answer, until the last.
@@ -187,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_dump_that_breaks_off_is_no_success() {
-        let end = |kind, status: &[u8]| end_of(&Message { kind, flags: 0, sequence: 1, payload: status });
+        let end = |kind, status: &[u8]| end_of(&Message { kind, flags: 0, sequence: 1, port: 0, payload: status });
         assert_eq!(end(DONE, &0i32.to_ne_bytes()), Some(0));
         assert_eq!(end(DONE, &[]), Some(0));
         assert_eq!(end(DONE, &(-2i32).to_ne_bytes()), Some(2));

@@ -19,6 +19,7 @@
 //! find and remove it. The machine's own network namespace gets nothing.
 
 pub mod api;
+pub mod api_server;
 pub mod cache;
 pub mod cgroup;
 pub mod conformance;

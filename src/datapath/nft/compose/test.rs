@@ -131,3 +131,35 @@ fn without_prefixes_of_pods_nobody_is_masqueraded() {
     assert_eq!(node_elements(&node, Family::V4), [Element::PodCidr(range), Element::Unmasqueraded(range)]);
     assert_eq!(node_elements(&node, Family::V6), [Element::Unmasqueraded(Range::all_of(Family::V6))]);
 }
+
+#[test]
+fn clients_of_one_policy_are_known_to_the_other_where_it_may_use_the_endpoint() {
+    let (mut ids, mut classes) = (Ids::default(), Classes::default());
+    let mut entry = entry(&[("192.0.2.1:80", EXTERNAL_LOCAL)], "10.0.0.1:80 10.0.0.2:80 10.0.0.3:80");
+    entry.local = target("10.0.0.2:80 10.0.0.9:80");
+    entry.affinity = Some(std::time::Duration::from_secs(10));
+    let elements = elements_of(&key("a"), &entry, &mut ids, &mut classes, &[]).unwrap();
+    let [cluster, local] =
+        [TrafficPolicy::Cluster, TrafficPolicy::Local].map(|policy| ids.get(&key("a"), policy).unwrap());
+    let memory = classes.take_memory(Recall { seconds: 10, port: None }).unwrap().class;
+    let to = "10.0.0.2:80".parse().unwrap();
+    let twins: Vec<_> = elements.iter().filter(|element| matches!(element, Element::Twin { .. })).copied().collect();
+    let expected = [
+        Element::Twin { id: cluster, memory, to, other: local },
+        Element::Twin { id: local, memory, to, other: cluster },
+    ];
+    assert_eq!(twins, expected);
+    entry.affinity = None;
+    let elements = elements_of(&key("a"), &entry, &mut ids, &mut classes, &elements).unwrap();
+    assert!(!elements.iter().any(|element| matches!(element, Element::Twin { .. })));
+}
+
+#[test]
+fn the_port_that_most_have_is_the_one_that_is_remembered() {
+    let port = |text: &str| {
+        let Target::Endpoints(endpoints) = target(text) else { panic!("{text}") };
+        most_common_port(&endpoints)
+    };
+    assert_eq!(port("[fd00::1]:80 [fd00::2]:90 [fd00::3]:90"), Some(90));
+    assert_eq!(port("[fd00::1]:90 [fd00::2]:80"), Some(80));
+}

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// Characters of a reason that are kept; the log has all.
-const REASON_LENGTH: usize = 300;
+/// Characters of a reason that are kept, of its beginning and of its end; the log has all.
+const KEPT: [usize; 2] = [180, 120];
 
 /// What became of a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -168,11 +168,19 @@ fn shorten(message: &str) -> String {
             || line.starts_with("msg: ")
     };
     let lines: Vec<&str> = message.lines().map(str::trim).filter(|line| !is_noise(line)).collect();
-    let text = lines.join(" ");
-    match text.char_indices().nth(REASON_LENGTH) {
-        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default().trim_end()),
-        None => text,
+    let mut text = lines.join(" ");
+    // Where this ran is nobody's business.
+    if let Some(home) = std::env::var("HOME").ok().filter(|home| home.len() > 1) {
+        text = text.replace(&home, "~");
     }
+    let length = text.chars().count();
+    let [head, tail] = KEPT;
+    if length <= head + tail {
+        return text;
+    }
+    let (begin, end): (String, String) =
+        (text.chars().take(head).collect(), text.chars().skip(length - tail).collect());
+    format!("{} … {}", begin.trim_end(), end.trim_start())
 }
 
 #[derive(Debug, Deserialize)]
@@ -292,7 +300,8 @@ mod tests {
     fn reasons_are_one_line_without_dumps_of_go_values() {
         let message = "failed to dial:\n\nUnexpected error:\n    <*errors.errorString | 0xc0>: \n    no answer\n    {s: \"no answer\"}\noccurred";
         assert_eq!(shorten(message), "failed to dial: no answer");
-        assert!(shorten(&"x".repeat(1000)).chars().count() < 310);
+        let long = shorten(&format!("begin{}end", "x".repeat(1000)));
+        assert!(long.chars().count() < 310 && long.starts_with("begin") && long.ends_with("end"), "{long}");
     }
 
     #[test]

@@ -1,0 +1,235 @@
+//! The loop against the real kernel and a rival who changes our tables, in network namespaces of their own.
+
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::datapath::foreign;
+use crate::datapath::nft::layout::table;
+use crate::model::Family;
+use crate::model::endpoints::EndpointSlice;
+use crate::model::service::Service;
+use crate::netlink::nf_tables::Connection;
+use crate::netlink::nf_tables::test::{in_new_namespace, nft};
+use crate::runtime::node_report::NodeReports;
+use crate::runtime::reconcile;
+use crate::runtime::shutdown::shutdown;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A datapath at work, and our own eyes in its namespace.
+struct Stage {
+    eyes: Connection,
+    events: mpsc::Sender<Event>,
+    registry: Registry,
+}
+
+/// Runs a datapath with some Services of five endpoints each, and hands it to the test once all is programmed.
+fn with_datapath(services: u32, test: impl FnOnce(Stage) + Send) {
+    in_new_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let (programmed, mut programmed_here) = watch::channel(Arc::new(Programmed::default()));
+        let (sender, events) = mpsc::channel(1024);
+        let (trigger, stop) = shutdown();
+        // Sockets belong to the namespace of the thread that opens them.
+        let guard = runtime.enter();
+        let problems = NodeReports::default().reporter("datapath", "programming");
+        let outputs = Outputs { programmed, problems };
+        let mut datapath = Datapath::new(NodeName::new("n"), Settings::default(), outputs, metrics).unwrap();
+        let listener = datapath.listen().unwrap();
+        drop(guard);
+        runtime.spawn(foreign::follow(listener, sender.clone()));
+        let running = runtime.spawn(async move { reconcile::run(&mut datapath, events, stop).await });
+        for event in start_of(services) {
+            sender.blocking_send(event).unwrap();
+        }
+        runtime.block_on(programmed_here.wait_for(|programmed| programmed.is_settled())).unwrap();
+        test(Stage { eyes: Connection::open().unwrap(), events: sender, registry });
+        trigger.request();
+        runtime.block_on(running).unwrap();
+    });
+}
+
+fn start_of(services: u32) -> [Event; 5] {
+    let node: core::Node = serde_json::from_value(json!({"metadata": {"name": "n"}})).unwrap();
+    [
+        Event::Service(Seen::Replaced((0..services).map(service).collect())),
+        Event::Slice(Seen::Replaced((0..services).map(slice).collect())),
+        Event::ServiceCidr(Seen::Replaced(Vec::new())),
+        Event::LocalAddresses(BTreeSet::new()),
+        Event::Node(Seen::Replaced(vec![Node::try_from(&node).unwrap()])),
+    ]
+}
+
+fn service(number: u32) -> Service {
+    let object: core::Service = serde_json::from_value(json!({
+        "metadata": {"name": format!("s{number}"), "namespace": "ns"},
+        "spec": {"clusterIP": Ipv4Addr::from(0xac10_0000 + number).to_string(), "ports": [{"port": 80}]},
+    }))
+    .unwrap();
+    Service::try_from(&object).unwrap()
+}
+
+fn slice(number: u32) -> EndpointSlice {
+    let address = |of: u32| Ipv4Addr::from(0x0a00_0000 + number * 16 + of).to_string();
+    let endpoints: Vec<_> = (1..=5).map(|of| json!({"addresses": [address(of)], "nodeName": "other"})).collect();
+    let object: discovery::EndpointSlice = serde_json::from_value(json!({
+        "metadata": {
+            "name": format!("s{number}"), "namespace": "ns",
+            "labels": {"kubernetes.io/service-name": format!("s{number}")},
+        },
+        "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints,
+    }))
+    .unwrap();
+    EndpointSlice::try_from(&object).unwrap()
+}
+
+impl Stage {
+    /// Waits until so many transactions more were made, and tells when.
+    fn generation_after(&mut self, generation: u32, more: u32) -> Instant {
+        let deadline = Instant::now() + SOON;
+        while self.eyes.generation().unwrap().wrapping_sub(generation) < more {
+            assert!(Instant::now() < deadline, "no transaction came");
+            thread::sleep(Duration::from_micros(50));
+        }
+        Instant::now()
+    }
+
+    /// All that a table is, in an order of its own.
+    fn state(&mut self) -> Vec<String> {
+        let mut state = Vec::new();
+        for family in Family::ALL {
+            let table = table(family);
+            state.push(format!("{:?} {:?}", self.eyes.table(table).unwrap(), self.eyes.structure(table).unwrap()));
+            for set in crate::datapath::nft::layout::sets(family) {
+                let mut elements: Vec<String> =
+                    self.eyes.elements(table, set.name).unwrap().iter().map(|element| format!("{element:?}")).collect();
+                elements.sort_unstable();
+                elements.dedup();
+                state.push(format!("{} {elements:?}", set.name));
+            }
+        }
+        state
+    }
+
+    /// While the kernel's hash grows, a dump may lack elements that are there.
+    fn wait_for_state(&mut self, expected: &[String], act: &str) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let state = self.state();
+            let Some((line, expected)) = state.iter().zip(expected).find(|(line, expected)| line != expected) else {
+                return;
+            };
+            assert!(Instant::now() < deadline, "{act}: {line:.2000}\ninstead of {expected:.2000}");
+        }
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("datapath_{name}_total ")));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+}
+
+/// What a rival does in one transaction of `nft`.
+const ACTS: [&str; 10] = [
+    "flush ruleset",
+    "delete table ip steelyard",
+    "flush table ip steelyard",
+    "flush chain ip steelyard classify",
+    "add rule ip steelyard frontend drop",
+    "insert rule ip6 steelyard classify accept",
+    "flush map ip steelyard frontends",
+    "delete element ip steelyard endpoints { c000:1 . 0 }",
+    "add element ip steelyard frontends { 9.9.9.9 . tcp . 80 : c000:1 }",
+    "add table ip steelyard { flags dormant; }",
+];
+
+#[test]
+fn foreign_changes_are_repaired_within_100_ms_at_1000_services() {
+    const ROUNDS: usize = 3;
+    with_datapath(1000, |mut stage| {
+        let expected = stage.state();
+        let mut times = Vec::new();
+        for act in ACTS.into_iter().cycle().take(ACTS.len() * ROUNDS) {
+            let generation = stage.eyes.generation().unwrap();
+            let mut rival = Command::new("nft").arg(act).stdout(Stdio::null()).spawn().unwrap();
+            let done = stage.generation_after(generation, 1);
+            let repaired = stage.generation_after(generation, 2);
+            assert!(rival.wait().unwrap().success(), "{act}");
+            times.push((repaired - done, act));
+            // The turn ends after its transaction.
+            stage.wait_for_state(&expected, act);
+            // Who fights us has to wait; here it is a new rival each time.
+            thread::sleep(crate::datapath::repairs::REFILL);
+        }
+        times.sort_unstable();
+        let (median, (worst, act)) = (times[times.len() / 2].0, times[times.len() - 1]);
+        eprintln!(
+            "{} foreign changes at 1000 Services repaired: median {median:?}, worst {worst:?} ({act})",
+            times.len()
+        );
+        // Without optimisation, and beside other tests, it takes ten times as long; `benches/` holds the figures.
+        let limit = if cfg!(debug_assertions) { 1000 } else { 100 };
+        assert!(worst < Duration::from_millis(limit), "{times:?}");
+        assert_eq!(stage.metric("repairs"), times.len() as u64);
+        assert_eq!(stage.metric("repairs_delayed"), 0);
+    });
+}
+
+#[test]
+fn who_fights_us_is_slowed_down_and_others_are_served_on() {
+    with_datapath(10, |mut stage| {
+        let start = Instant::now();
+        let mut acts = 0;
+        while start.elapsed() < Duration::from_secs(3) {
+            nft(&["flush", "map", "ip", "steelyard", "frontends"], "");
+            acts += 1;
+        }
+        let repairs = stage.metric("repairs");
+        eprintln!("{acts} foreign changes in 3 s, {repairs} repairs");
+        assert!(acts > 30 && (10..=20).contains(&repairs), "{acts} changes, {repairs} repairs");
+        assert!(stage.metric("repairs_delayed") > 0);
+        let generation = stage.eyes.generation().unwrap();
+        stage.events.blocking_send(Event::Service(Seen::Applied(service(10)))).unwrap();
+        stage.generation_after(generation, 1);
+        // The last repair comes when the rival has long gone.
+        let deadline = Instant::now() + SOON;
+        while stage.eyes.elements(table(Family::V4), "frontends").unwrap().len() < 11 {
+            assert!(Instant::now() < deadline, "never repaired");
+            thread::sleep(Duration::from_millis(5));
+        }
+    });
+}
+
+#[test]
+fn a_foreign_look_at_our_tables_is_no_change() {
+    with_datapath(10, |mut stage| {
+        let generation = stage.eyes.generation().unwrap();
+        nft(&["list", "ruleset"], "");
+        nft(&["add", "table", "ip", "other"], "");
+        // A change of nothing in our table is looked at and left alone.
+        let element = "element ip steelyard frontends { 9.9.9.9 . tcp . 80 : c000:1 }";
+        nft(&["-f", "-"], &format!("add {element}\ndelete {element}"));
+        let deadline = Instant::now() + SOON;
+        while stage.metric("foreign_changes") == 0 {
+            assert!(Instant::now() < deadline, "not noticed");
+            thread::sleep(Duration::from_millis(1));
+        }
+        stage.events.blocking_send(Event::Service(Seen::Applied(service(10)))).unwrap();
+        stage.generation_after(generation, 3);
+        assert_eq!(stage.metric("repairs"), 0);
+        assert_eq!(stage.eyes.generation().unwrap().wrapping_sub(generation), 3);
+    });
+}

@@ -183,8 +183,10 @@ impl Arbiter {
 
 /// By name, or by the label that kubeadm and others give it; with pods to run. One that nobody has counted yet counts.
 fn is_kube_proxy(daemon_set: &DaemonSet) -> bool {
-    let is_named =
-        daemon_set.name_any() == KUBE_PROXY || daemon_set.labels().get("k8s-app").is_some_and(|app| app == KUBE_PROXY);
+    let has = |label: &str, value: &str| daemon_set.labels().get(label).is_some_and(|found| found == value);
+    // Somebody may label our own agents so, for tools that look for kube-proxy.
+    let is_ours = has("app.kubernetes.io/name", "steelyard");
+    let is_named = !is_ours && (daemon_set.name_any() == KUBE_PROXY || has("k8s-app", KUBE_PROXY));
     let status = daemon_set.status.as_ref();
     let is_counted = status.and_then(|status| status.observed_generation) == daemon_set.metadata.generation;
     is_named && (!is_counted || status.is_some_and(|status| status.desired_number_scheduled > 0))
@@ -218,5 +220,9 @@ mod tests {
         let labelled = "metadata: {name: proxy-arm64, generation: 2, labels: {k8s-app: kube-proxy}}\n";
         assert!(is_kube_proxy(&daemon_set(&format!("{labelled}{}", status(1)))));
         assert!(is_kube_proxy(&daemon_set("metadata: {name: kube-proxy, generation: 1}")), "not counted yet");
+        let ours = "metadata: {name: steelyard-node, labels: {k8s-app: kube-proxy, app.kubernetes.io/name: steelyard}}";
+        assert!(!is_kube_proxy(&daemon_set(ours)));
+        let ours = "metadata: {name: steelyard-node, labels: {k8s-app: kube-proxy, app.kubernetes.io/name: steelyard}}";
+        assert!(!is_kube_proxy(&daemon_set(ours)));
     }
 }

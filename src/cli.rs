@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod controller;
 pub mod crds;
 pub mod node;
+pub mod prepare;
 
 use std::error::Error;
 use std::io::Write as _;
@@ -47,6 +48,7 @@ enum DatapathMode {
 enum Command {
     Controller(controller::Controller),
     Node(node::Node),
+    Prepare(prepare::Prepare),
     Crds(crds::Crds),
 }
 
@@ -59,6 +61,7 @@ impl Cli {
         let result: Result<(), Box<dyn Error>> = match self.command {
             Command::Controller(controller) => controller.run().await.map_err(Into::into),
             Command::Node(node) => node.run().await.map_err(Into::into),
+            Command::Prepare(prepare) => prepare.run().map_err(Into::into),
             Command::Crds(crds) => crds.run().map_err(Into::into),
         };
         match result {

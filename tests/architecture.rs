@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that decide, with all that is below them; they may stand in any component.
-const PURE_MODULES: [&str; 25] = [
+const PURE_MODULES: [&str; 30] = [
     "allocator",
     "api",
+    "checks",
     "conntrack",
     "decode",
     "desired",
@@ -16,12 +17,15 @@ const PURE_MODULES: [&str; 25] = [
     "elements",
     "endpoints",
     "entry",
+    "forwards",
+    "freshness",
     "ids",
     "index",
     "interfaces",
     "layout",
     "model",
     "names",
+    "no_local",
     "plan",
     "pools",
     "refusal",
@@ -31,6 +35,7 @@ const PURE_MODULES: [&str; 25] = [
     "settings",
     "silence",
     "simulate",
+    "triggers",
     "troubles",
 ];
 

@@ -10,8 +10,10 @@
 mod alone;
 mod beside;
 mod cleanup;
+mod connections;
 mod mode;
 mod parts;
+mod servers;
 mod watches;
 
 use std::net::SocketAddr;
@@ -26,22 +28,28 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 
 use self::alone::Alone;
+use self::connections::ConnectionArgs;
 use self::parts::{Parts, ends, finish};
 use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
 use super::{DECISION, DatapathMode};
 use crate::datapath;
 use crate::datapath::apply::ApplyError;
+use crate::datapath::health_check::proxy;
+use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use crate::datapath::reconciler::{Datapath, Outputs};
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
+use crate::datapath::sweeper::{self, Sweeper};
 use crate::membership::{self, Membership, Timing};
 use crate::model::datapath_mode::Mode;
 use crate::model::programmed::Programmed;
 use crate::model::service_proxy::HEALTH_PORT;
 use crate::names::NodeName;
+use crate::netlink::ctnetlink::ConntrackError;
 use crate::netlink::links::{self, LinksError};
 use crate::netlink::nf_tables::ConnectionError;
 use crate::runtime::admin::{self, AdminError, Readiness};
+use crate::runtime::limits::raise_open_files;
 use crate::runtime::node_announcement;
 use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
@@ -66,6 +74,11 @@ const DECIDED: &str = "decision of the controller whether to forward (datapath m
 
 /// The part that writes the `NodeAnnouncement`.
 const WRITER: &str = "writer of the node announcement";
+
+/// What our own metrics begin with.
+const OURS: &str = "steelyard";
+/// What those begin with that dashboards know from kube-proxy.
+const KUBE_PROXYS: &str = "kubeproxy";
 
 /// Announce addresses and forward Service traffic on this node.
 #[derive(Debug, clap::Args)]
@@ -103,13 +116,17 @@ pub struct Node {
     #[arg(long = "cluster-cidr", value_name = "PREFIX")]
     cluster_cidrs: Vec<IpNet>,
 
-    /// Where NodePorts answer: `primary`, `all`, an address or a prefix; repeatable. Without it: `primary`
+    /// Where NodePorts answer: `primary`, `all`, `localhost` (TCP only), an address or a prefix; repeatable. Without it:
+    /// `primary`
     #[arg(long = "node-port-address", value_name = "WHERE")]
     node_port_addresses: Vec<NodePortSelector>,
 
     /// Masquerade all traffic to cluster IPs, also that of pods
     #[arg(long)]
     masquerade_all: bool,
+
+    #[command(flatten)]
+    connections: ConnectionArgs,
 
     /// UDP port on which the agents hear each other; the same on all nodes
     #[arg(long, default_value_t = membership::DEFAULT_PORT, value_name = "PORT")]
@@ -118,6 +135,14 @@ pub struct Node {
     /// Where to serve /metrics, /healthz and /readyz
     #[arg(long, default_value = "[::]:9791", value_name = "ADDRESS:PORT")]
     admin_address: SocketAddr,
+
+    /// Where to serve the datapath's own /healthz and /livez for load balancers, as kube-proxy does; port 0: nowhere
+    #[arg(long, default_value = "[::]:10256", value_name = "ADDRESS:PORT")]
+    health_address: SocketAddr,
+
+    /// Where to serve /proxyMode, for programs that ask a kube-proxy; port 0: nowhere
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDRESS:PORT")]
+    status_address: SocketAddr,
 
     /// Delete our nf_tables tables on this machine and exit; needs no API server, and that no agent runs here
     #[arg(long)]
@@ -136,6 +161,9 @@ pub enum NodeError {
     /// The datapath could not start.
     #[error("failed to start the datapath")]
     Datapath(#[source] ApplyError),
+    /// There is no way to the tracked connections.
+    #[error("failed to start following connections")]
+    Sweeper(#[source] ConntrackError),
     /// Changes of our tables by others would go unnoticed.
     #[error("failed to follow the changes of nf_tables")]
     Listener(#[source] ConnectionError),
@@ -182,8 +210,9 @@ impl Node {
         }
         let name = self.node_name.as_deref().map(NodeName::new).ok_or(NodeError::NoNodeName)?;
         let Some(_alone) = Alone::wait().await.map_err(NodeError::Alone)? else { return Err(NodeError::NotAlone) };
+        raise_open_files();
         let client = self.cluster.client().await?;
-        let mut registry = Registry::with_prefix("steelyard");
+        let mut registry = Registry::default();
         let readiness = Readiness::default();
         let (trigger, mut stop) = shutdown();
         let trigger = Arc::new(trigger);
@@ -193,10 +222,15 @@ impl Node {
         watches.nodes.push(node_announcement::owner(name.clone(), reports.clone()));
 
         readiness.expect("datapath");
-        let metrics = (self.datapath != DatapathMode::Off).then(|| datapath::metrics::Metrics::register(&mut registry));
-        let speaker_metrics = speaker::metrics::Metrics::register(&mut registry);
+        let metrics = (self.datapath != DatapathMode::Off).then(|| {
+            let metrics = datapath::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
+            let sweeper = sweeper::Metrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
+            (metrics, sweeper, KubeProxyMetrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS)))
+        });
+        let ours = registry.sub_registry_with_prefix(OURS);
+        let speaker_metrics = speaker::metrics::Metrics::register(ours);
         let membership =
-            self.speaker.then(|| self.start_membership(name.clone(), &mut watches, &mut registry, &mut parts, &stop));
+            self.speaker.then(|| self.start_membership(name.clone(), &mut watches, ours, &mut parts, &stop));
         let serving = admin::serve(self.admin_address, registry, readiness.clone(), stop.clone());
         parts.spawn(async move { serving.await.map(|()| "admin server").map_err(Into::into) });
         let signalled = Arc::clone(&trigger);
@@ -212,11 +246,16 @@ impl Node {
         let links = links::follow(stop.clone()).await?;
         let (programmed, programmed_here) = watch::channel(Arc::new(Programmed::default()));
         match (mode, metrics) {
-            (Mode::On, Some(metrics)) => {
+            (Mode::On, Some((metrics, sweeper, known))) => {
                 reports.set_datapath("On");
-                let outputs = Outputs { programmed, problems: reports.reporter("datapath", "programming") };
-                let mut datapath =
-                    Datapath::new(name.clone(), self.settings(), outputs, metrics).map_err(NodeError::Datapath)?;
+                let sweeper = Sweeper::start(sweeper).map_err(NodeError::Sweeper)?;
+                let settings = self.settings();
+                let addresses = proxy::Addresses { health: self.health_address, status: self.status_address };
+                let progress = servers::start(addresses, &settings, known, &reports, &mut parts, &stop);
+                let outputs = Outputs { programmed, progress, problems: reports.reporter("datapath", "programming") };
+                let mut datapath = Datapath::new(name.clone(), settings, outputs, metrics)
+                    .map_err(NodeError::Datapath)?
+                    .with_sweeper(sweeper);
                 let listener = datapath.listen().map_err(NodeError::Datapath)?;
                 let events = watches.for_datapath(&client, links.clone(), listener, &mut parts);
                 let stopped = stop.clone();
@@ -306,7 +345,7 @@ impl Node {
     }
 
     fn settings(&self) -> Settings {
-        Settings {
+        let mut settings = Settings {
             detect_local: if self.cluster_cidrs.is_empty() {
                 DetectLocal::NodePrefixes
             } else {
@@ -314,7 +353,10 @@ impl Node {
             },
             masquerade_all: self.masquerade_all,
             node_port_addresses: self.node_port_addresses.clone(),
-        }
+            ..Settings::default()
+        };
+        self.connections.apply(&mut settings);
+        settings
     }
 
     fn start_membership(

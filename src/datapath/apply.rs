@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use self::memory::Forgetting;
-use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
+use crate::datapath::desired::{FrontendKey, Update};
+use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
 use crate::datapath::nft::layout::{TABLE_NAME, table};
@@ -16,6 +17,7 @@ use crate::datapath::nft::options::Options;
 use crate::datapath::nft::{read, write};
 use crate::datapath::plan::{Belief, Found, Scope, Transaction};
 use crate::model::Family;
+use crate::model::programmed::AddressSet;
 use crate::netlink::nf_tables::{Connection, ConnectionError, Listener};
 
 /// Why the kernel is not known to have what it should.
@@ -62,6 +64,8 @@ pub struct Report {
     pub forgotten: usize,
     /// The whole table was made anew.
     pub is_rebuilt: bool,
+    /// Frontends that went, also those that a former process left.
+    pub removed: Vec<FrontendKey>,
     /// Entries that are not programmed, with the reason. Each is tried again when it changes or at a resync.
     pub quarantined: BTreeMap<EntryKey, Quarantine>,
 }
@@ -80,17 +84,24 @@ pub struct Programmer {
     forgetting: Forgetting,
 }
 
-/// How many ports of each address are in the kernel.
+/// How many ports of each address are in the kernel, and of which addresses others than cluster IPs.
 #[derive(Clone, Debug, Default)]
 struct Programmed {
-    counts: BTreeMap<IpAddr, usize>,
+    counts: BTreeMap<IpAddr, Ports>,
+    external: AddressSet,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Ports {
+    all: usize,
+    external: usize,
 }
 
 impl Programmed {
     fn follow(&mut self, transaction: &Transaction) {
         for table in &transaction.tables {
             if table.is_new {
-                self.counts.retain(|address, _| Family::of(*address) != table.family);
+                self.forget(table.family);
             }
             for element in &table.deleted {
                 self.change(element, |count| count.saturating_sub(1));
@@ -102,19 +113,36 @@ impl Programmed {
     }
 
     fn observe(&mut self, family: Family, found: Option<&Found>) {
-        self.counts.retain(|address, _| Family::of(*address) != family);
+        self.forget(family);
         for element in found.into_iter().flat_map(|found| &found.elements) {
             self.change(element, |count| count + 1);
         }
     }
 
+    fn forget(&mut self, family: Family) {
+        self.counts.retain(|address, _| Family::of(*address) != family);
+        self.external = self.external.iter().filter(|address| Family::of(*address) != family).collect();
+    }
+
     fn change(&mut self, element: &Element, change: fn(usize) -> usize) {
-        if let Some(SharedKey::Frontend(address, _)) = element.shared_key() {
-            let count = self.counts.entry(address.ip()).or_default();
-            *count = change(*count);
-            if *count == 0 {
-                self.counts.remove(&address.ip());
-            }
+        let (Some(SharedKey::Frontend(address, _)), Some(value)) = (element.shared_key(), element.frontend_value())
+        else {
+            return;
+        };
+        let address = address.ip();
+        let ports = self.counts.entry(address).or_default();
+        let was_external = ports.external > 0;
+        ports.all = change(ports.all);
+        if !value.is_internal() {
+            ports.external = change(ports.external);
+        }
+        match (was_external, ports.external > 0) {
+            (false, true) => self.external.insert(address),
+            (true, false) => self.external.remove(address),
+            (false, false) | (true, true) => {}
+        }
+        if ports.all == 0 {
+            self.counts.remove(&address);
         }
     }
 }
@@ -166,10 +194,35 @@ impl Programmer {
         scope: &Scope,
         node: &NodeForwarding,
     ) -> Result<Report, ApplyError> {
-        match scope {
-            Scope::All => self.quarantined.clear(),
-            Scope::Keys(keys) => self.quarantined.retain(|key, _| entries.contains_key(key) && !keys.contains(key)),
+        match scope.keys() {
+            None => self.quarantined.clear(),
+            Some(keys) => self.quarantined.retain(|key, _| entries.contains_key(key) && !keys.contains(key)),
         }
+        self.bring(entries, scope, node)
+    }
+
+    /// As [`Self::apply`] over everything, after others were at our tables: what the kernel refused before is not tried
+    /// again, save the entries that changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::apply`].
+    pub fn repair(
+        &mut self,
+        entries: &BTreeMap<EntryKey, ForwardingEntry>,
+        changed: &BTreeSet<EntryKey>,
+        node: &NodeForwarding,
+    ) -> Result<Report, ApplyError> {
+        self.quarantined.retain(|key, _| entries.contains_key(key) && !changed.contains(key));
+        self.bring(entries, &Scope::All, node)
+    }
+
+    fn bring(
+        &mut self,
+        entries: &BTreeMap<EntryKey, ForwardingEntry>,
+        scope: &Scope,
+        node: &NodeForwarding,
+    ) -> Result<Report, ApplyError> {
         let scope = if self.belief.is_nothing() { &Scope::All } else { scope };
         if *scope == Scope::All {
             self.observe(entries);
@@ -179,7 +232,23 @@ impl Programmer {
             Ok(report) => return Ok(report),
             Err(error) => error,
         };
+        if let Some(keys) = scope.keys()
+            && !self.belief.is_nothing()
+        {
+            // The kernel is as before this turn: the rest of it, or what is found there, may do.
+            if self.isolate_among(entries, keys, node)
+                && let Ok(report) = self.attempt(entries, scope, node)
+            {
+                return Ok(report);
+            }
+            tracing::warn!(%error, "failed to program a change, looking at everything");
+            self.observe(entries);
+            if let Ok(report) = self.attempt(entries, &Scope::All, node) {
+                return Ok(report);
+            }
+        }
         tracing::warn!(%error, is_whole, "failed to program, rebuilding the whole table");
+        self.belief.forget();
         if !is_whole && let Ok(report) = self.attempt(entries, &Scope::All, node) {
             return Ok(Report { is_rebuilt: true, ..report });
         }
@@ -211,6 +280,26 @@ impl Programmer {
         self.programmed.counts.keys().copied()
     }
 
+    /// Those of them that are not only cluster IPs.
+    pub const fn external_addresses(&self) -> &AddressSet {
+        &self.programmed.external
+    }
+
+    /// Of which families our tables are there, whatever is in them.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Cleanup`].
+    pub fn tables(&mut self) -> Result<Vec<Family>, ApplyError> {
+        let mut there = Vec::new();
+        for family in Family::ALL {
+            if self.connection.table(table(family)).map_err(ApplyError::Cleanup)?.is_some() {
+                there.push(family);
+            }
+        }
+        Ok(there)
+    }
+
     /// Deletes our tables, as far as they are there, and tells which were.
     ///
     /// # Errors
@@ -218,15 +307,10 @@ impl Programmer {
     /// [`ApplyError::Cleanup`].
     pub fn cleanup(&mut self) -> Result<Vec<Family>, ApplyError> {
         self.belief.forget();
-        let mut there = Vec::new();
-        for family in Family::ALL {
-            if self.connection.table(table(family)).map_err(ApplyError::Cleanup)?.is_some() {
-                there.push(family);
-            }
-        }
+        let there = self.tables()?;
         self.connection.commit(&write::cleanup_batch(&there)).map_err(ApplyError::Cleanup)?;
         self.forgetting = Forgetting::default();
-        self.programmed.counts.clear();
+        self.programmed = Programmed::default();
         Ok(there)
     }
 
@@ -247,7 +331,7 @@ impl Programmer {
         }
     }
 
-    /// Plans and commits; forgets on failure.
+    /// Plans and commits; on failure takes the turn back, or forgets.
     fn attempt(
         &mut self,
         entries: &BTreeMap<EntryKey, ForwardingEntry>,
@@ -265,7 +349,9 @@ impl Programmer {
         let is_rebuilt = transaction.tables.iter().any(|table| table.is_new);
         if !transaction.is_empty() {
             if let Err(error) = self.connection.commit(&write::batch(&transaction, self.options)) {
-                self.belief.forget();
+                if !error.is_untouched() || !self.belief.undo() {
+                    self.belief.forget();
+                }
                 return Err(error);
             }
             self.programmed.follow(&transaction);
@@ -274,7 +360,14 @@ impl Programmer {
         let forgotten = self.forgetting.run(&mut self.connection, &self.belief, &transaction, is_all);
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
         let (deleted, added) = transaction.size();
-        Ok(Report { deleted, added, forgotten, is_rebuilt, quarantined: self.quarantined.clone() })
+        Ok(Report {
+            deleted,
+            added,
+            forgotten,
+            is_rebuilt,
+            removed: removed_frontends(&transaction),
+            quarantined: self.quarantined.clone(),
+        })
     }
 
     fn plan(
@@ -285,6 +378,40 @@ impl Programmer {
     ) -> (Transaction, BTreeMap<EntryKey, Exhausted>) {
         let skipped = self.quarantined.keys().cloned().collect();
         self.belief.update(entries, scope, node, &skipped)
+    }
+
+    /// Finds the entries among those that changed which the kernel refuses, by checks that change nothing, and quarantines
+    /// them. Finds none where what we believe is not what the kernel has.
+    fn isolate_among(
+        &mut self,
+        entries: &BTreeMap<EntryKey, ForwardingEntry>,
+        keys: &BTreeSet<EntryKey>,
+        node: &NodeForwarding,
+    ) -> bool {
+        let keys: Vec<&EntryKey> = keys.iter().filter(|key| !self.quarantined.contains_key(key)).collect();
+        let mut suspects = vec![&keys[..]];
+        let mut is_found = false;
+        while let Some(part) = suspects.pop() {
+            let update = Update { entries: part.iter().map(|key| (*key).clone()).collect(), ..Update::default() };
+            let (transaction, _) = self.plan(entries, &Scope::Update(update), node);
+            let checked = self.connection.check(&write::batch(&transaction, self.options));
+            if !self.belief.undo() {
+                return false;
+            }
+            match (checked, part) {
+                (Ok(()), _) | (Err(_), []) => {}
+                (Err(error), _) if error.is_mismatch() => return false,
+                (Err(error), [key]) => {
+                    is_found = true;
+                    self.quarantined.insert((*key).clone(), Quarantine::Refused(error.to_string()));
+                }
+                (Err(_), part) => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    suspects.extend([right, left]);
+                }
+            }
+        }
+        is_found
     }
 
     /// Finds the entries that the kernel refuses, by checks that change nothing, and quarantines them.
@@ -319,12 +446,31 @@ impl Programmer {
         keys: &[&EntryKey],
         node: &NodeForwarding,
     ) -> Result<(), ConnectionError> {
-        let mut scratch = self.belief.clone();
-        scratch.forget();
+        let mut scratch = Belief::default();
         let scope = Scope::Keys(keys.iter().map(|key| (*key).clone()).collect());
         let (transaction, _) = scratch.update(entries, &scope, node, &BTreeSet::new());
         self.connection.check(&write::batch(&transaction, self.options))
     }
+}
+
+/// The frontends that a transaction takes away for good.
+fn removed_frontends(transaction: &Transaction) -> Vec<FrontendKey> {
+    let mut removed = Vec::new();
+    for table in &transaction.tables {
+        let key = |element: &Element| {
+            let (frontend, protocol) = match element.shared_key()? {
+                SharedKey::Frontend(address, protocol) => (Frontend::Address(address), protocol),
+                SharedKey::NodePort(port, protocol) => (Frontend::NodePort(port), protocol),
+                SharedKey::Hairpin(_) => return None,
+            };
+            Some(FrontendKey { family: table.family, protocol, frontend })
+        };
+        let gone: BTreeSet<FrontendKey> = table.deleted.iter().filter_map(key).collect();
+        let back: BTreeSet<FrontendKey> =
+            if gone.is_empty() { BTreeSet::new() } else { table.added.iter().filter_map(key).collect() };
+        removed.extend(gone.difference(&back));
+    }
+    removed
 }
 
 #[cfg(test)]

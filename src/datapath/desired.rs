@@ -62,6 +62,15 @@ impl Desired {
         &self.entries
     }
 
+    /// The entries of one Service.
+    pub fn entries_of(&self, service: &ServiceKey) -> impl Iterator<Item = (&EntryKey, &ForwardingEntry)> {
+        let first = EntryKey {
+            port: ServicePortKey { service: service.clone(), port: PortName::new(""), protocol: Protocol::Tcp },
+            family: Family::V4,
+        };
+        self.entries.range(first..).take_while(move |(key, _)| key.port.service == *service)
+    }
+
     /// What holds for all Services.
     pub const fn node(&self) -> &NodeForwarding {
         &self.node
@@ -75,6 +84,11 @@ impl Desired {
     /// Who goes without a frontend because another Service has it.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict> + '_ {
         self.owners.conflicts()
+    }
+
+    /// A number that is another one whenever [`Self::conflicts`] may have changed: most turns need not look.
+    pub const fn disputes(&self) -> u64 {
+        self.owners.disputes()
     }
 
     /// Takes in what changed since the last turn. The settings must be the same in every turn.
@@ -141,13 +155,8 @@ impl Desired {
             });
             !entry.frontends.is_empty()
         });
-        let first = EntryKey {
-            port: ServicePortKey { service: service.clone(), port: PortName::new(""), protocol: Protocol::Tcp },
-            family: Family::V4,
-        };
-        let known = self.entries.range(first..).take_while(|(key, _)| key.port.service == *service);
         let gone: Vec<EntryKey> =
-            known.filter(|(key, _)| !wanted.contains_key(key)).map(|(key, _)| key.clone()).collect();
+            self.entries_of(service).filter(|(key, _)| !wanted.contains_key(key)).map(|(key, _)| key.clone()).collect();
         for key in gone {
             self.entries.remove(&key);
             update.entries.insert(key);

@@ -37,6 +37,7 @@ pub struct Index {
     local_addresses: BTreeSet<IpAddr>,
     service_cidrs: BTreeSet<IpNet>,
     changes: Changes,
+    left: BTreeSet<(ServiceKey, IpAddr)>,
 }
 
 impl Index {
@@ -73,6 +74,16 @@ impl Index {
     /// What changed since this was last asked.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
+    }
+
+    /// Endpoints that left a slice since this was last asked; they may be in another, or be back.
+    pub fn take_left(&mut self) -> BTreeSet<(ServiceKey, IpAddr)> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// Every slice.
+    pub fn slices(&self) -> impl Iterator<Item = &EndpointSlice> + '_ {
+        self.slices.values().flatten()
     }
 
     /// Everything, as if all of it had just been seen: for a resync.
@@ -116,7 +127,14 @@ impl Index {
         let slices = self.slices.entry(service.clone()).or_default();
         match slices.binary_search_by(|known| known.key.cmp(&slice.key)) {
             Ok(at) => match slices.get_mut(at) {
-                Some(known) if *known != slice => *known = slice,
+                Some(known) if *known != slice => {
+                    let before = std::mem::replace(known, slice);
+                    if before.endpoints != known.endpoints {
+                        let stays: BTreeSet<IpAddr> = known.endpoints.iter().map(|endpoint| endpoint.address).collect();
+                        let left = addresses_of(&before).filter(|address| !stays.contains(address));
+                        self.left.extend(left.map(|address| (service.clone(), address)));
+                    }
+                }
                 Some(_) | None => return,
             },
             Err(at) => {
@@ -132,6 +150,8 @@ impl Index {
     pub fn remove_slice(&mut self, key: &SliceKey) {
         let Some(service) = self.service_of_slice.remove(key) else { return };
         if let Some(slices) = self.slices.get_mut(&service) {
+            let left = slices.iter().filter(|slice| slice.key == *key).flat_map(addresses_of);
+            self.left.extend(left.map(|address| (service.clone(), address)));
             slices.retain(|slice| slice.key != *key);
             if slices.is_empty() {
                 self.slices.remove(&service);
@@ -183,6 +203,10 @@ impl Index {
             self.changes.is_node_changed = true;
         }
     }
+}
+
+fn addresses_of(slice: &EndpointSlice) -> impl Iterator<Item = IpAddr> + '_ {
+    slice.endpoints.iter().map(|endpoint| endpoint.address)
 }
 
 #[cfg(test)]
@@ -250,6 +274,21 @@ mod tests {
         index.remove_slice(&slice("x", "b").key);
         assert_eq!(index.take_changes().services, keys(&["b"]));
         assert!(index.slices.is_empty() && index.service_of_slice.is_empty());
+    }
+
+    #[test]
+    fn endpoints_that_leave_a_slice_are_told() {
+        let mut index = Index::default();
+        index.apply_slice(slice("x", "a"));
+        index.apply_slice(slice("y", "b"));
+        assert!(index.take_left().is_empty());
+        let mut shrunk = slice("x", "a");
+        shrunk.endpoints.clear();
+        index.apply_slice(shrunk);
+        index.remove_slice(&slice("y", "b").key);
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
+        let expected = ["a", "b"].map(|name| (ServiceKey::new("ns", name), address));
+        assert_eq!(index.take_left(), BTreeSet::from(expected));
     }
 
     #[test]

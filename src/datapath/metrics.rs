@@ -1,4 +1,8 @@
-//! The datapath's metrics.
+//! The datapath's metrics: our own here, those that kube-proxy has too in `kube_proxy`.
+
+pub mod kube_proxy;
+pub mod no_local;
+pub mod triggers;
 
 use std::time::Duration;
 

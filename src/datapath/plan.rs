@@ -3,9 +3,13 @@
 //! The belief is only as good as the last transaction: when one fails it is forgotten, and the next is the whole table.
 //! A turn over everything starts from what was found in the kernel instead, since others may have been there.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+mod undo;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use self::undo::Undo;
+use crate::datapath::desired::Update;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::classes::{Classes, Purpose};
 use crate::datapath::nft::compose::{elements_of, node_elements, policies, policy_of};
@@ -19,8 +23,28 @@ use crate::model::service::TrafficPolicy;
 pub enum Scope {
     /// Any, and entries that are gone too.
     All,
-    /// These; an entry that is named and not there is gone.
+    /// These; an entry that is named and not there is gone. Anything of the node may have changed too.
     Keys(BTreeSet<EntryKey>),
+    /// What an update names, and nothing else: costs what it changes.
+    Update(Update),
+}
+
+impl Scope {
+    /// The entries that may have changed; nothing for all.
+    pub const fn keys(&self) -> Option<&BTreeSet<EntryKey>> {
+        match self {
+            Self::All => None,
+            Self::Keys(keys) | Self::Update(Update { entries: keys, .. }) => Some(keys),
+        }
+    }
+
+    /// The only cluster IPs that came or went, if nothing else of the node changed.
+    const fn cluster_ips(&self) -> Option<&BTreeSet<IpAddr>> {
+        match self {
+            Self::Update(Update { cluster_ips, is_node_changed: false, .. }) => Some(cluster_ips),
+            Self::All | Self::Keys(_) | Self::Update(_) => None,
+        }
+    }
 }
 
 /// Both tables' changes, done together or not at all.
@@ -100,8 +124,6 @@ fn sticky(elements: &[Element], classes: &Classes) -> impl Iterator<Item = (Stic
 pub struct Belief {
     v4: TableBelief,
     v6: TableBelief,
-    /// What the elements of the node were made from.
-    node: NodeForwarding,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -113,9 +135,11 @@ struct TableBelief {
     entries: BTreeMap<EntryKey, Vec<Element>>,
     /// Who wants an element that others may want too. The kernel has that of the first.
     claims: BTreeMap<SharedKey, BTreeMap<EntryKey, Element>>,
-    node: Vec<Element>,
+    node: BTreeSet<Element>,
     /// What the kernel was found to have, until the next turn.
     found: Option<Found>,
+    /// What the last turn changed, if it was not over everything.
+    undo: Option<Undo>,
 }
 
 /// What the kernel has, by our own reading.
@@ -141,20 +165,17 @@ impl Belief {
     ) -> (Transaction, BTreeMap<EntryKey, Exhausted>) {
         let mut transaction = Transaction::default();
         let mut refused = BTreeMap::new();
-        // Cluster IPs are as many as Services: most turns do not change them, and need not look at them twice.
-        let is_node_changed = self.node != *node;
-        if is_node_changed {
-            self.node = node.clone();
-        }
         for family in Family::ALL {
             let table = self.table_mut(family);
-            let node = (is_node_changed || !table.exists || table.found.is_some()).then_some(node);
-            let keys: BTreeSet<&EntryKey> = match scope {
-                Scope::All => entries.keys().collect(),
-                Scope::Keys(keys) => keys.iter().collect(),
+            // Cluster IPs are as many as Services: who names those that changed need not look at all.
+            let is_known = table.exists && table.found.is_none();
+            let node = NodeScope { node, cluster_ips: scope.cluster_ips().filter(|_| is_known) };
+            let keys: BTreeSet<&EntryKey> = match scope.keys() {
+                None => entries.keys().collect(),
+                Some(keys) => keys.iter().collect(),
             };
             let mut known: BTreeSet<EntryKey> = BTreeSet::new();
-            if *scope == Scope::All {
+            if scope.keys().is_none() {
                 // Of what was forgotten only the ids are left.
                 let all = table.entries.keys().chain(table.ids.keys());
                 known.extend(all.filter(|key| !entries.contains_key(key)).cloned());
@@ -172,6 +193,18 @@ impl Belief {
     pub fn adopt(&mut self, found: Found, entries: &BTreeMap<EntryKey, ForwardingEntry>) {
         let family = found.family;
         self.table_mut(family).adopt(found, entries.iter().filter(|(key, _)| key.family == family));
+    }
+
+    /// Takes the last turn back: the kernel has not done it. Not possible, and not done, for a turn over everything.
+    pub fn undo(&mut self) -> bool {
+        match (self.v4.undo.take(), self.v6.undo.take()) {
+            (Some(v4), Some(v6)) => {
+                v4.apply(&mut self.v4);
+                v6.apply(&mut self.v6);
+                true
+            }
+            (None, _) | (_, None) => false,
+        }
     }
 
     /// Forgets what is in the kernel. Ids stay with their Service ports.
@@ -253,14 +286,18 @@ impl TableBelief {
         family: Family,
         changed: impl Iterator<Item = &'a EntryKey>,
         wanted: impl Fn(&EntryKey) -> Option<&'a ForwardingEntry>,
-        node: Option<&NodeForwarding>,
+        node: NodeScope<'_>,
         refused: &mut BTreeMap<EntryKey, Exhausted>,
     ) -> Option<TableChange> {
         let mut difference = Difference::default();
         let found = self.found.take().map(|found| found.elements);
+        self.undo = (self.exists && found.is_none()).then(|| Undo::new(&self.classes));
         for key in changed {
             let entry = wanted(key);
             let before = self.entries.remove(key).unwrap_or_default();
+            if let Some(undo) = &mut self.undo {
+                undo.entry(key, &before, self.ids.all_of(key));
+            }
             let had = found.as_ref().map(|found| self.endpoints_in(found, key));
             let had = had.as_deref().unwrap_or(&before);
             let after = match entry.map(|entry| elements_of(key, entry, &mut self.ids, &mut self.classes, had)) {
@@ -283,11 +320,7 @@ impl TableBelief {
                 self.entries.insert(key.clone(), after);
             }
         }
-        if let Some(node) = node {
-            let node = node_elements(node, family);
-            compare(&self.node, &node, |change| difference.record(change));
-            self.node = node;
-        }
+        self.update_node(family, node, &mut difference);
         for (key, before) in std::mem::take(&mut difference.shared) {
             let after = self.effective(key);
             if before != after {
@@ -304,6 +337,29 @@ impl TableBelief {
         let is_new = !std::mem::replace(&mut self.exists, true);
         let new_classes = self.classes.drain_new();
         difference.into_change(family, is_new, new_classes)
+    }
+
+    fn update_node(&mut self, family: Family, scope: NodeScope<'_>, difference: &mut Difference) {
+        let Some(cluster_ips) = scope.cluster_ips else {
+            let wanted = node_elements(scope.node, family).into_iter().collect();
+            compare(&self.node, &wanted, |change| difference.record(change));
+            if let Some(undo) = &mut self.undo {
+                undo.node(&self.node);
+            }
+            self.node = wanted;
+            return;
+        };
+        for address in cluster_ips.iter().filter(|address| Family::of(**address) == family) {
+            let element = Element::ClusterIp(*address);
+            let is_wanted = scope.node.cluster_ips.contains(address);
+            let is_changed = if is_wanted { self.node.insert(element) } else { self.node.remove(&element) };
+            if is_changed {
+                difference.record(if is_wanted { Change::Added(&element) } else { Change::Deleted(&element) });
+                if let Some(undo) = &mut self.undo {
+                    undo.cluster_ip(element, !is_wanted);
+                }
+            }
+        }
     }
 
     fn wastes_classes(&self) -> bool {
@@ -336,6 +392,9 @@ impl TableBelief {
             let element = *change.element();
             let Some(shared) = element.shared_key() else { return difference.record(change) };
             let effective = self.effective(shared);
+            if let Some(undo) = &mut self.undo {
+                undo.claims(shared, self.claims.get(&shared));
+            }
             difference.shared.entry(shared).or_insert(effective);
             let claims = self.claims.entry(shared).or_default();
             match change {
@@ -360,6 +419,13 @@ impl TableBelief {
     }
 }
 
+/// What of the node a turn looks at: all of it, or certain cluster IPs.
+#[derive(Clone, Copy)]
+struct NodeScope<'a> {
+    node: &'a NodeForwarding,
+    cluster_ips: Option<&'a BTreeSet<IpAddr>>,
+}
+
 /// One step from one ordered list to another.
 #[derive(Clone, Copy)]
 enum Change<'a> {
@@ -376,8 +442,12 @@ impl<'a> Change<'a> {
 }
 
 /// Walks two ordered lists and tells what only one of them has.
-fn compare(before: &[Element], after: &[Element], mut tell: impl FnMut(Change<'_>)) {
-    let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
+fn compare<'a>(
+    before: impl IntoIterator<Item = &'a Element>,
+    after: impl IntoIterator<Item = &'a Element>,
+    mut tell: impl FnMut(Change<'_>),
+) {
+    let (mut before, mut after) = (before.into_iter().peekable(), after.into_iter().peekable());
     loop {
         match (before.peek(), after.peek()) {
             (None, None) => return,

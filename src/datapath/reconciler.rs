@@ -9,14 +9,18 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::apply::{ApplyError, Programmer, Quarantine, Report};
+use super::conntrack::ledger::{Ledger, Turn};
 use super::desired::{Conflict, Desired};
 use super::entry::EntryKey;
 use super::index::Index;
 use super::metrics::Metrics;
+use super::nft::options::Options;
 use super::plan;
 use super::problems::problems;
-use super::repairs::{Due, Repairs};
+use super::progress::Progress;
+use super::repairs::{Due, Repairs, Retry};
 use super::settings::Settings;
+use super::sweeper::Sweeper;
 use super::watch::Event;
 use crate::model::node::Node;
 use crate::model::programmed::Programmed;
@@ -40,9 +44,14 @@ pub struct Datapath {
     lists: Lists,
     desired: Desired,
     programmer: Programmer,
+    ledger: Ledger,
+    sweeper: Option<Sweeper>,
     outputs: Outputs,
     conflicts: BTreeSet<Conflict>,
+    /// [`Desired::disputes`] when the conflicts were last looked at.
+    disputes: Option<u64>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    retry: Retry,
     repairs: Repairs,
     /// Who touched our tables since the last repair, as far as known.
     intruder: Option<Foreign>,
@@ -56,6 +65,8 @@ pub struct Outputs {
     pub programmed: watch::Sender<Arc<Programmed>>,
     /// Who goes without something, and why.
     pub problems: Reporter,
+    /// Health, servers in user space and kube-proxy's metrics.
+    pub progress: Progress,
 }
 
 /// Which first lists are in.
@@ -73,21 +84,44 @@ impl Datapath {
     /// # Errors
     /// When there is no way to nf_tables.
     pub fn new(node: NodeName, settings: Settings, outputs: Outputs, metrics: Metrics) -> Result<Self, ApplyError> {
+        let options =
+            Options { reset_mid_stream: settings.reset_gone_endpoints.is_some(), drop_invalid: settings.drop_invalid };
         Ok(Self {
             node,
+            ledger: Ledger::new(settings.reset_gone_endpoints),
+            sweeper: None,
             settings,
             index: Index::default(),
             service_cidrs: BTreeMap::new(),
             lists: Lists::default(),
             desired: Desired::default(),
-            programmer: Programmer::new()?,
+            programmer: Programmer::new()?.with_options(options),
             outputs,
             conflicts: BTreeSet::new(),
+            disputes: None,
             quarantined: BTreeMap::new(),
+            retry: Retry::default(),
             repairs: Repairs::default(),
             intruder: None,
             metrics,
         })
+    }
+
+    /// Has stale connections deleted after each turn.
+    #[must_use]
+    pub fn with_sweeper(mut self, sweeper: Sweeper) -> Self {
+        self.sweeper = Some(sweeper);
+        self
+    }
+
+    /// Tells the sweeper what this turn means for connections.
+    fn sweep(&mut self, turn: Turn, now: Now) -> Next {
+        let Some(sweeper) = &self.sweeper else { return Next::OnEvent };
+        sweeper.hand_over(self.ledger.turn(turn, &self.index, &self.desired, now.monotonic));
+        match self.ledger.due() {
+            Some(due) => Next::After(due.saturating_duration_since(Instant::now())),
+            None => Next::OnEvent,
+        }
     }
 
     /// A listener to what others do to our tables; what it hears is to come back as [`Event::Foreign`].
@@ -119,22 +153,25 @@ impl Datapath {
     /// Tells the others what is in the kernel now.
     fn publish(&self) {
         self.outputs.programmed.send_if_modified(|known| {
-            let now = Programmed::These(self.programmer.programmed_addresses().collect());
+            // Nobody announces a cluster IP.
+            let now = Programmed::These(self.programmer.external_addresses().clone());
             let is_new = **known != now;
             *known = Arc::new(now);
             is_new
         });
     }
 
-    /// When to look again though nothing is seen: for a repair that has to wait, and for what packets may have left.
-    fn next(&self, due: Due) -> Next {
+    /// When a turn is due though nothing else happens.
+    fn next(&self) -> Next {
+        let now = Instant::now();
+        let repair = match self.repairs.due(now) {
+            Due::No => None,
+            Due::Now => Some(Duration::ZERO),
+            Due::After(pause) => Some(pause),
+        };
         let settle = self.programmer.is_unsettled().then_some(SETTLE);
-        match (due, settle) {
-            (Due::Now, _) => Next::After(Duration::ZERO),
-            (Due::After(pause), Some(settle)) => Next::After(pause.min(settle)),
-            (Due::After(pause), None) | (Due::No, Some(pause)) => Next::After(pause),
-            (Due::No, None) => Next::OnEvent,
-        }
+        let pauses = [repair, self.retry.pause(now), settle];
+        pauses.into_iter().flatten().min().map_or(Next::OnEvent, Next::After)
     }
 
     /// Says what others did, now that it is undone.
@@ -169,21 +206,29 @@ impl Datapath {
                 "programmed"
             );
         }
-        let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
-        for conflict in conflicts.difference(&self.conflicts) {
-            tracing::warn!(%conflict, "two Services want one frontend");
+        let is_disputed = self.disputes != Some(self.desired.disputes());
+        if is_disputed {
+            self.follow_conflicts();
         }
-        self.metrics.contested(conflicts.len());
-        if conflicts != self.conflicts || report.quarantined != self.quarantined {
-            self.outputs.problems.report(problems(&conflicts, &report.quarantined));
+        if is_disputed || report.quarantined != self.quarantined {
+            self.outputs.problems.report(problems(&self.conflicts, &report.quarantined));
         }
-        self.conflicts = conflicts;
         for (key, reason) in &report.quarantined {
             if self.quarantined.get(key) != Some(reason) {
                 tracing::error!(entry = %key.port, family = %key.family, %reason, "a Service port is not programmed");
             }
         }
         self.quarantined = report.quarantined;
+    }
+
+    fn follow_conflicts(&mut self) {
+        let conflicts: BTreeSet<Conflict> = self.desired.conflicts().collect();
+        for conflict in conflicts.difference(&self.conflicts) {
+            tracing::warn!(%conflict, "two Services want one frontend");
+        }
+        self.metrics.contested(conflicts.len());
+        self.conflicts = conflicts;
+        self.disputes = Some(self.desired.disputes());
     }
 }
 
@@ -194,6 +239,7 @@ impl Component for Datapath {
     const NAME: &'static str = "datapath";
 
     fn observe(&mut self, event: Event) {
+        self.outputs.progress.see(&event, &self.index, &self.node);
         match event {
             Event::Service(Seen::Replaced(services)) => {
                 self.index.replace_services(services);
@@ -222,6 +268,9 @@ impl Component for Datapath {
                 self.lists.local_addresses = true;
             }
         }
+        if self.is_synced() {
+            self.outputs.progress.queue();
+        }
     }
 
     fn is_synced(&self) -> bool {
@@ -240,28 +289,55 @@ impl Component for Datapath {
                 everything
             }
         };
-        let update = self.desired.update(&self.index, &self.settings, &changes);
-        let due = self.repairs.due(now.monotonic);
-        let plan_scope = match (scope, due) {
-            (Scope::Resync, _) | (Scope::Changed, Due::Now) => plan::Scope::All,
-            (Scope::Changed, Due::No | Due::After(_)) if update.is_empty() => {
-                let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
-                self.metrics.forgotten(forgotten);
-                return Ok(self.next(due));
-            }
-            (Scope::Changed, Due::No | Due::After(_)) => plan::Scope::Keys(update.entries),
+        let mut update = self.desired.update(&self.index, &self.settings, &changes);
+        self.outputs.progress.begin(&changes, &update, &self.desired);
+        let mut turn = Turn {
+            left: self.index.take_left(),
+            is_whole: scope == Scope::Resync || update.is_node_changed,
+            services: changes.services,
+            removed: Vec::new(),
         };
-        let is_whole = plan_scope == plan::Scope::All;
+        // A Service may gain or lose a frontend by what another one does.
+        turn.services.extend(update.entries.iter().map(|key| key.port.service.clone()));
+        if self.retry.is_due(now.monotonic) {
+            update.entries.extend(self.quarantined.keys().cloned());
+        }
+        let due = self.repairs.due(now.monotonic);
+        let is_repair = scope == Scope::Changed && due == Due::Now;
+        if scope == Scope::Changed && !is_repair && update.is_empty() {
+            self.outputs.progress.succeed(&self.index, &self.desired, None);
+            let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
+            self.metrics.forgotten(forgotten);
+            let next = self.sweep(turn, now);
+            return Ok(sooner(self.next(), next));
+        }
+        let (entries, node) = (self.desired.entries(), self.desired.node());
         // The kernel may take 0.1 s: other tasks go on meanwhile.
-        let report = tokio::task::block_in_place(|| {
-            self.programmer.apply(self.desired.entries(), &plan_scope, self.desired.node())
-        })?;
-        if is_whole {
+        let report = tokio::task::block_in_place(|| match scope {
+            Scope::Resync => self.programmer.apply(entries, &plan::Scope::All, node),
+            Scope::Changed if is_repair => self.programmer.repair(entries, &update.entries, node),
+            Scope::Changed => self.programmer.apply(entries, &plan::Scope::Update(update), node),
+        });
+        let mut report = report.inspect_err(|_| self.outputs.progress.fail())?;
+        if is_repair || scope == Scope::Resync {
             self.repaired(&report, now.monotonic);
         }
+        self.retry.follow(!report.quarantined.is_empty(), now.monotonic);
         self.publish();
+        self.outputs.progress.succeed(&self.index, &self.desired, Some((scope, now.monotonic)));
+        turn.removed = std::mem::take(&mut report.removed);
+        turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());
-        Ok(self.next(self.repairs.due(Instant::now())))
+        let next = self.sweep(turn, now);
+        Ok(sooner(self.next(), next))
+    }
+}
+
+/// The earlier of two wishes.
+fn sooner(one: Next, other: Next) -> Next {
+    match (one, other) {
+        (Next::OnEvent, next) | (next, Next::OnEvent) => next,
+        (Next::After(one), Next::After(other)) => Next::After(one.min(other)),
     }
 }
 

@@ -1,5 +1,7 @@
-//! How often others may make us look at everything: at once as a rule, but who goes on fighting us for our own tables must
-//! not keep the agent busy. Pure: the loop's clock is an argument.
+//! How often to try again what did not last. Pure: the loop's clock is an argument.
+//!
+//! Others may make us look at everything: at once as a rule, but who goes on fighting us for our own tables must not keep
+//! the agent busy. And what the kernel refused it may take later, when there is memory again, say.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -62,6 +64,42 @@ impl Repairs {
     }
 }
 
+/// Before entries that the kernel refused are tried again for the first time; then twice as long each time.
+const FIRST_RETRY: Duration = Duration::from_secs(60);
+/// The longest pause: every resync tries them too.
+const LAST_RETRY: Duration = Duration::from_secs(3600);
+
+/// When entries that the kernel refused are tried again.
+#[derive(Debug, Default)]
+pub struct Retry {
+    next: Option<(Instant, Duration)>,
+}
+
+impl Retry {
+    /// Whether now.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.next.is_some_and(|(at, _)| now >= at)
+    }
+
+    /// How long until then, if there are any.
+    pub fn pause(&self, now: Instant) -> Option<Duration> {
+        self.next.map(|(at, _)| at.saturating_duration_since(now))
+    }
+
+    /// Takes in whether a turn left any out.
+    pub fn follow(&mut self, are_any_left: bool, now: Instant) {
+        self.next = match self.next {
+            _ if !are_any_left => None,
+            None => Some((now + FIRST_RETRY, FIRST_RETRY)),
+            Some((at, pause)) if now >= at => {
+                let pause = (pause * 2).min(LAST_RETRY);
+                Some((now + pause, pause))
+            }
+            waiting @ Some(_) => waiting,
+        };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,11 +153,28 @@ mod tests {
             assert_eq!(repairs.due(at(start, second * 1000)), Due::Now);
             assert_eq!(
                 repairs.done(at(start, second * 1000), at(start, second * 1000 + 1000)),
-                second == 9,
+                second == 12,
                 "{second}"
             );
         }
         repairs.notice();
         assert_eq!(repairs.due(at(start, 13_000)), Due::After(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn what_was_refused_is_tried_again_ever_more_rarely() {
+        let start = Instant::now();
+        let mut retry = Retry::default();
+        assert_eq!(retry.pause(start), None);
+        let (mut tries, mut second) = (Vec::new(), 0);
+        while second < 20_000 {
+            // Some turn every second leaves them out.
+            tries.extend(retry.is_due(at(start, second * 1000)).then_some(second));
+            retry.follow(true, at(start, second * 1000));
+            second += 1;
+        }
+        assert_eq!(tries, [60, 180, 420, 900, 1860, 3780, 7380, 10_980, 14_580, 18_180]);
+        retry.follow(false, at(start, second * 1000));
+        assert_eq!(retry.pause(start), None);
     }
 }

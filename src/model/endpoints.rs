@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as discovery;
 use thiserror::Error;
 
@@ -13,6 +14,9 @@ use crate::names::{NodeName, PortName, ServiceKey, ZoneName};
 
 /// The label that ties a slice to its Service.
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// The annotation that says when the change was set off that last changed a slice.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Why a slice is not used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -76,6 +80,8 @@ pub struct EndpointSlice {
     pub ports: BTreeMap<(PortName, Protocol), NonZeroU16>,
     /// The endpoints; those without a readable address are left out.
     pub endpoints: Vec<SliceEndpoint>,
+    /// When what last changed it was set off, by a pod say, as its controller tells it.
+    pub triggered: Option<Timestamp>,
 }
 
 /// One endpoint of one Service port: where a packet may go.
@@ -134,6 +140,7 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
             family,
             ports: object.ports.iter().flatten().filter_map(slice_port).collect(),
             endpoints: object.endpoints.iter().filter_map(|endpoint| slice_endpoint(endpoint, family)).collect(),
+            triggered: metadata.annotations.as_ref().and_then(|all| all.get(TRIGGER)?.parse().ok()),
         })
     }
 }

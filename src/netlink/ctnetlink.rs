@@ -18,6 +18,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
 
 pub use self::entry::{Entry, Filter};
+use super::nf_tables::attribute::Attributes;
 use super::nf_tables::batch::{ACKNOWLEDGE, REQUEST, close_message, put_message_header};
 use super::nf_tables::connection::Messages;
 use super::nf_tables::protocol_family;
@@ -30,6 +31,7 @@ const SUBSYSTEM: u8 = 1;
 const NEW: u8 = 0;
 const GET: u8 = 1;
 const DELETE: u8 = 2;
+const GET_STATISTICS: u8 = 5;
 /// `struct nfgenmsg`.
 const NETFILTER_HEADER: usize = 4;
 /// Room for answers: a refused deletion is answered with some 40 bytes, which the kernel counts as 800.
@@ -88,6 +90,28 @@ impl Conntrack {
         };
         let socket = open().map_err(ConntrackError::Open)?;
         Ok(Self { socket, buffer: Vec::with_capacity(64 << 10), sequence: 0 })
+    }
+
+    /// How many entries there are, of whatever kind.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn count(&mut self) -> Result<usize, ConntrackError> {
+        const ENTRIES: u16 = 1;
+        self.drain();
+        let sequence = self.next_sequence();
+        let mut bytes = Vec::new();
+        put_header(&mut bytes, GET_STATISTICS, 0, sequence, Family::V4);
+        close_message(&mut bytes, 0);
+        self.send(&bytes)?;
+        let datagram = self.receive()?.ok_or(ConntrackError::NoAnswer)?;
+        let answer = Messages(datagram).find(|answer| answer.sequence == sequence).ok_or(ConntrackError::NoAnswer)?;
+        if let Some((errno, _)) = answer.error() {
+            return Err(ConntrackError::Refused { what: "count connections", errno: Errno::from_raw(errno) });
+        }
+        let attributes = Attributes(answer.payload.get(NETFILTER_HEADER..).unwrap_or_default());
+        let count = attributes.u32(ENTRIES).ok_or(ConntrackError::NoAnswer)?;
+        Ok(usize::try_from(count).unwrap_or(usize::MAX))
     }
 
     /// Hands out every entry that the filter admits. Entries that come or go meanwhile may be missing.
@@ -155,10 +179,10 @@ impl Conntrack {
             for answer in Messages(datagram) {
                 let Some((errno, _)) = answer.error() else { continue };
                 answered += 1;
-                match Errno::from_raw(errno) {
-                    Errno::UnknownErrno if errno == 0 => deleted += 1,
-                    Errno::ENOENT => {}
-                    errno => refusal = Some(errno),
+                if errno == 0 {
+                    deleted += 1;
+                } else if Errno::from_raw(errno) != Errno::ENOENT {
+                    refusal = Some(Errno::from_raw(errno));
                 }
             }
         }

@@ -24,7 +24,7 @@ use steelyard::names::{PortName, ServiceKey, ServicePortKey};
 
 use crate::namespace::{Namespace, run_program};
 use crate::sockets::{Link, Own};
-use crate::wire::{self, Seen};
+use crate::wire::{self, Seen, Sight};
 
 const OUT_NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PODS_NODE: [u8; 6] = [2, 0, 0, 0, 1, 1];
@@ -235,7 +235,7 @@ impl World {
         let limit = Instant::now() + Duration::from_millis(patience);
         let mut found = None;
         while found.is_none() && Instant::now() < limit {
-            let mut take = |seen: Result<Seen, String>| match seen.unwrap() {
+            let mut take = |seen: Sight| match seen.unwrap() {
                 Seen::Packet { tag, destination, .. } if tag == self.last_tag => found = Some(destination),
                 Seen::Error { tag, .. } if tag == self.last_tag => panic!("{from} to {to}: refused"),
                 Seen::Packet { .. } | Seen::Error { .. } => {}

@@ -16,6 +16,7 @@
 mod flows;
 #[path = "../stage/stage.rs"]
 mod stage;
+mod tracked;
 
 use std::process::ExitCode;
 
@@ -56,6 +57,18 @@ fn run(file: &CaseFile, tally: &mut Tally) {
             match case_in_family.and_then(|case| Ok((Scenario::read(&case)?, case))) {
                 Ok((scenario, case)) => run_scenario(&title, &scenario, &case, tally),
                 Err(error) => fail_all_flows(&title, case, &error, tally),
+            }
+        }
+    }
+    if let Some(case) = &file.conntrack {
+        for (suffix, case_in_family) in in_both_families(case) {
+            match case_in_family.and_then(|case| tracked::check(&case)) {
+                Ok(rows) => {
+                    for (name, result) in rows {
+                        tally.record(format_args!("conntrack cleanup: {name}{suffix}"), result);
+                    }
+                }
+                Err(error) => tally.fail(format_args!("conntrack cleanup{suffix}"), error),
             }
         }
     }

@@ -64,6 +64,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             detect_local,
             masquerade_all,
             node_port_addresses: selectors.into_iter().map(|text| text.parse::<NodePortSelector>().unwrap()).collect(),
+            ..Settings::default()
         }
     })
 }

@@ -121,6 +121,13 @@ impl Generator {
                 _ => {}
             }
         }
+        let slices: Vec<Key> = self.objects.slices.keys().cloned().collect();
+        for key in slices {
+            let is_orphan = || !self.facts.keys().any(|service| Self::is_of(&key, service));
+            if is_orphan() && self.rng.percent(40) {
+                self.objects.slices.remove(&key);
+            }
+        }
         while self.facts.len() < count {
             self.number += 1;
             let namespace = *self.rng.pick(&NAMESPACES);

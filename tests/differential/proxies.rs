@@ -34,6 +34,7 @@ impl Flags {
             detect_local: DetectLocal::Prefixes(self.cluster_cidrs.clone()),
             masquerade_all: self.masquerade_all,
             node_port_addresses: selectors.map_err(|error| error.to_string())?,
+            ..Settings::default()
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod family;
 pub mod form;
 pub mod objects;
 pub mod tally;
+pub mod tracked;
 pub mod world;
 
 use std::fs;
@@ -102,7 +103,6 @@ impl CaseFile {
         let sections = [
             ("endpoint_selection", !self.selections.is_empty()),
             ("health_check_node_port", !self.health_checks.is_empty()),
-            ("conntrack_cleanup", self.conntrack.is_some()),
         ];
         let ours = sections.into_iter().filter(|(_, is_there)| *is_there).map(|(section, _)| section);
         ours.chain(self.foreign.iter().map(String::as_str)).collect()

@@ -252,6 +252,20 @@ pub struct SelectedForm {
     pub has_any_endpoint: bool,
 }
 
+/// `health_check_node_port`: what a health check of a Service is told.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthCheckForm {
+    #[serde(rename = "name")]
+    _name: String,
+    /// Ready endpoints on this node.
+    pub local_ready: u8,
+    pub proxy_healthy: bool,
+    pub status: u16,
+    pub weight_header: String,
+    pub body: Value,
+}
+
 /// `conntrack_cleanup`: one Service, and flows that the kernel remembers.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -71,6 +71,9 @@ fn settings(form: &NodeForm) -> Result<Settings, String> {
         detect_local,
         masquerade_all: form.masquerade_all.unwrap_or_default(),
         node_port_addresses: selectors.map_err(|error| format!("nodeport_addresses: {error}"))?,
+        // The tables tell what kube-proxy does, which leaves TCP alone.
+        reset_gone_endpoints: None,
+        drop_invalid: false,
     })
 }
 

@@ -62,6 +62,11 @@ impl Namespace {
         namespace
     }
 
+    /// The file by which it is entered.
+    pub(crate) fn path(&self) -> String {
+        format!("/run/netns/{}", self.0)
+    }
+
     /// Runs `ip` inside; must succeed.
     pub(crate) fn ip(&self, arguments: &str) -> String {
         let mut all = vec!["-n", &self.0];
@@ -83,7 +88,7 @@ impl Namespace {
         T: Send + 'static,
         F: AsyncFnOnce() -> T + Send + 'static,
     {
-        let path = format!("/run/netns/{}", self.0);
+        let path = self.path();
         std::thread::spawn(move || {
             let file = std::fs::File::open(path).unwrap();
             nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();

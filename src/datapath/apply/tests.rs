@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::datapath::entry::{Frontend, NodePortAddresses, NodePorts, Treatment};
+use crate::datapath::entry::{NodePortAddresses, NodePorts, Treatment};
 use crate::datapath::nft::compose::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
@@ -258,7 +258,7 @@ fn a_resync_restores_what_others_took_away_and_else_changes_nothing() {
             &["add", "element", "ip", "steelyard", "endpoints", "{ c000:77 . 0 : 9.9.9.9 . 80 }"],
             &["flush", "table", "ip", "steelyard"],
             &["flush", "chain", "ip6", "steelyard", "sticky2_60_8080"],
-            &["add", "rule", "ip", "steelyard", "slots3", "drop"],
+            &["add", "rule", "ip", "steelyard", "sticky3_10800", "drop"],
             &["insert", "rule", "ip", "steelyard", "classify", "accept"],
             &["replace", "rule", "ip", "steelyard", "unlisted", "handle", "UNLISTED", "accept"],
             &["add", "chain", "ip", "steelyard", "nat_output", "{ policy drop; }"],

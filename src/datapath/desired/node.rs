@@ -35,7 +35,7 @@ fn node_ports_of(
     let is_everything = |selector: &NodePortSelector| match selector {
         NodePortSelector::All => true,
         NodePortSelector::Within(prefix) => prefix.prefix_len() == 0 && Family::of(prefix.addr()) == family,
-        NodePortSelector::Primary => false,
+        NodePortSelector::Primary | NodePortSelector::Localhost => false,
     };
     if selectors.iter().any(is_everything) {
         return NodePortAddresses::All;

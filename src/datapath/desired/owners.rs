@@ -71,6 +71,8 @@ pub(super) struct Owners {
     claims: BTreeMap<FrontendKey, Vec<Claim>>,
     of_service: BTreeMap<ServiceKey, Box<[FrontendKey]>>,
     contested: BTreeSet<FrontendKey>,
+    /// Counts the changes of who contests what.
+    disputes: u64,
 }
 
 impl Owners {
@@ -103,11 +105,13 @@ impl Owners {
             claims.extend(known.into_iter().filter(|claim| claim.entry.port.service != *service));
         }
         claims.sort();
+        let was_contested = self.contested.contains(&key);
         if claims.len() > 1 {
             self.contested.insert(key);
         } else {
             self.contested.remove(&key);
         }
+        self.disputes += u64::from(was_contested || claims.len() > 1);
         if !claims.is_empty() {
             claims.shrink_to_fit();
             self.claims.insert(key, claims);
@@ -117,6 +121,11 @@ impl Owners {
     /// Who has a frontend.
     pub(super) fn owner(&self, key: &FrontendKey) -> Option<&EntryKey> {
         self.claims.get(key).and_then(|claims| claims.first()).map(|claim| &claim.entry)
+    }
+
+    /// Another number whenever that may be others than before.
+    pub(super) const fn disputes(&self) -> u64 {
+        self.disputes
     }
 
     /// Everybody who goes without something.

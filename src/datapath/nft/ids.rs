@@ -138,6 +138,11 @@ impl FrontendValue {
         Id(self.0 & LAST_ID)
     }
 
+    /// Whether it is that of a cluster IP.
+    pub const fn is_internal(self) -> bool {
+        self.0 & KIND_MASK == Kind::INTERNAL.priority()
+    }
+
     /// As read from the kernel.
     pub const fn from_priority(priority: u32) -> Option<Self> {
         if priority & MARKER == MARKER { Some(Self(priority)) } else { None }
@@ -233,8 +238,9 @@ pub struct Ids {
     free: VecDeque<Id>,
 }
 
+/// The ids of a Service port.
 #[derive(Clone, Copy, Debug, Default)]
-struct PolicyIds {
+pub struct PolicyIds {
     cluster: Option<Id>,
     local: Option<Id>,
 }
@@ -281,6 +287,32 @@ impl Ids {
     /// The id, if it has one.
     pub fn get(&self, key: &EntryKey, policy: TrafficPolicy) -> Option<Id> {
         *self.taken.get(key).copied()?.of(policy)
+    }
+
+    /// All ids that it has.
+    pub fn all_of(&self, key: &EntryKey) -> PolicyIds {
+        self.taken.get(key).copied().unwrap_or_default()
+    }
+
+    /// Gives these back what they had: no more, and no less.
+    pub fn restore(&mut self, before: &[(EntryKey, PolicyIds)]) {
+        for (key, ids) in before {
+            for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+                if self.get(key, policy) != *ids.clone().of(policy) {
+                    self.release(key, policy);
+                }
+            }
+        }
+        for (key, ids) in before {
+            for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+                if let Some(id) = *ids.clone().of(policy)
+                    && self.get(key, policy).is_none()
+                {
+                    self.free.retain(|free| *free != id);
+                    *self.taken.entry(key.clone()).or_default().of(policy) = Some(id);
+                }
+            }
+        }
     }
 
     /// Takes over an id that the kernel has for it already, unless it has one or another has this.

@@ -104,6 +104,13 @@ impl Kernel {
     }
 }
 
+/// All that is believed of the IPv4 table and matters.
+fn facts(belief: &Belief) -> String {
+    let TableBelief { exists, ids, classes, entries, claims, node, .. } = &belief.v4;
+    let ids: Vec<_> = ids.keys().map(|key| (key, ids.all_of(key))).collect();
+    format!("{exists} {ids:?} {classes:?} {entries:?} {claims:?} {node:?}")
+}
+
 fn targets() -> impl Strategy<Value = Target> {
     prop_oneof![
         1 => Just(Target::Reject),
@@ -159,7 +166,16 @@ proptest! {
                 Some(entry) => state.insert(key.clone(), entry),
                 None => state.remove(&key),
             };
-            let scope = Scope::Keys([key].into());
+            let scope = Scope::Update(Update { entries: [key].into(), ..Update::default() });
+            // A turn that was taken back leaves no trace.
+            let before = facts(&belief);
+            belief.update(&state, &scope, &node, &BTreeSet::new());
+            if belief.undo() {
+                prop_assert_eq!(facts(&belief), before);
+            } else {
+                prop_assert!(kernel.elements.is_empty());
+                belief = Belief::default();
+            }
             let (transaction, refused) = belief.update(&state, &scope, &node, &BTreeSet::new());
             prop_assert!(refused.is_empty());
             kernel.commit(&transaction);

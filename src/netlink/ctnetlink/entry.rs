@@ -47,7 +47,9 @@ impl Filter {
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         let mut flags = FILTER_PROTOCOL;
         put_nested(out, TUPLE_ORIGINAL, |out| {
-            if let Some(destination) = self.destination {
+            // For IPv6 the kernel takes the comparison of addresses the wrong way round and tells of all others (seen
+            // with 6.18): there the port has to do.
+            if let Some(destination) = self.destination.filter(IpAddr::is_ipv4) {
                 flags |= FILTER_DESTINATION;
                 put_nested(out, TUPLE_IP, |out| put_address(out, V4_DESTINATION, V6_DESTINATION, destination));
             }

@@ -43,6 +43,7 @@ fn entries_are_read_as_filtered_and_deleted_one_by_one() {
         insert("tcp", 1004, "10.0.0.1", "10.96.0.10", "10.244.0.2");
         insert("udp", 1005, "fd00::1", "fd00:96::a", "fd00:244::1");
         let mut socket = Conntrack::open().unwrap();
+        assert_eq!(socket.count().unwrap(), 5);
         let all = dump(&mut socket, UDP);
         assert_eq!(all.len(), 3);
         assert_eq!(all[0].source, "10.0.0.1:1001".parse().unwrap());
@@ -55,6 +56,16 @@ fn entries_are_read_as_filtered_and_deleted_one_by_one() {
         assert_eq!(dump(&mut socket, Filter { protocol: Protocol::Tcp, ..UDP }).len(), 1);
         let six = dump(&mut socket, Filter { family: Family::V6, ..UDP });
         assert_eq!(six[0].reply_source, "[fd00:244::1]:5353".parse().unwrap());
+
+        let to = Filter {
+            family: Family::V6,
+            destination: Some("fd00:96::a".parse().unwrap()),
+            port: NonZeroU16::new(53),
+            ..UDP
+        };
+        assert_eq!(dump(&mut socket, to), six);
+        let other = Filter { destination: Some("fd00:96::b".parse().unwrap()), ..to };
+        assert_eq!(dump(&mut socket, other), []);
 
         assert_eq!(socket.delete(&[all[0], six[0]]).unwrap(), 2);
         assert_eq!(socket.delete(&[all[0]]).unwrap(), 0, "it is gone");

@@ -54,6 +54,25 @@ pub enum ConnectionError {
     Interrupted,
 }
 
+impl ConnectionError {
+    /// Whether the kernel's tables are surely as they were before.
+    pub const fn is_untouched(&self) -> bool {
+        match self {
+            Self::Open(_) | Self::Send { .. } | Self::Refused(_) | Self::Interrupted => true,
+            Self::Receive(_) | Self::NoAnswer => false,
+        }
+    }
+
+    /// Whether the kernel has not what a transaction was made for: something is gone, or is there already.
+    pub fn is_mismatch(&self) -> bool {
+        let is_state = |failure: &Failure| matches!(failure.errno, Errno::ENOENT | Errno::EEXIST | Errno::EBUSY);
+        match self {
+            Self::Refused(Failures(failures)) => failures.iter().any(is_state),
+            Self::Open(_) | Self::Send { .. } | Self::Receive(_) | Self::NoAnswer | Self::Interrupted => false,
+        }
+    }
+}
+
 /// One message of a batch that the kernel refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -82,6 +82,7 @@ fn slice(name: &str, service: &str, family: Family, endpoints: &[(&str, Conditio
         family,
         ports: Default::default(),
         endpoints: endpoints.iter().map(endpoint).collect(),
+        triggered: None,
     })
 }
 

@@ -57,6 +57,12 @@ impl Generator {
         (key.0.clone(), format!("{}-{}-{number}", key.1, family.to_ascii_lowercase()))
     }
 
+    /// Whether a slice is one of a Service's.
+    pub(super) fn is_of(slice: &Key, service: &Key) -> bool {
+        let is_named = |family: &str| (0..MOST_SLICES).any(|number| Self::slice_key(service, family, number) == *slice);
+        FAMILIES.into_iter().any(is_named)
+    }
+
     pub(super) fn delete_slices(&mut self, key: &Key) {
         for family in FAMILIES {
             for number in 0..MOST_SLICES {

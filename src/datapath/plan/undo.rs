@@ -1,0 +1,74 @@
+//! What a turn changed in what is believed of a table, so that it can be taken back: the kernel refused the turn, or was
+//! only asked whether it would take it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::TableBelief;
+use crate::datapath::entry::EntryKey;
+use crate::datapath::nft::classes::Classes;
+use crate::datapath::nft::elements::{Element, SharedKey};
+use crate::datapath::nft::ids::PolicyIds;
+
+/// What was believed before of all that a turn touched.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Undo {
+    classes: Classes,
+    entries: Vec<(EntryKey, Vec<Element>)>,
+    ids: Vec<(EntryKey, PolicyIds)>,
+    claims: BTreeMap<SharedKey, Option<BTreeMap<EntryKey, Element>>>,
+    /// The elements of the node as a whole.
+    node: Option<BTreeSet<Element>>,
+    /// Elements of the node one by one, and whether they were there.
+    cluster_ips: Vec<(Element, bool)>,
+}
+
+impl Undo {
+    pub(super) fn new(classes: &Classes) -> Self {
+        Self { classes: classes.clone(), ..Self::default() }
+    }
+
+    pub(super) fn entry(&mut self, key: &EntryKey, elements: &[Element], ids: PolicyIds) {
+        self.entries.push((key.clone(), elements.to_vec()));
+        self.ids.push((key.clone(), ids));
+    }
+
+    pub(super) fn claims(&mut self, key: SharedKey, claims: Option<&BTreeMap<EntryKey, Element>>) {
+        self.claims.entry(key).or_insert_with(|| claims.cloned());
+    }
+
+    pub(super) fn node(&mut self, elements: &BTreeSet<Element>) {
+        self.node = Some(elements.clone());
+    }
+
+    pub(super) fn cluster_ip(&mut self, element: Element, was_there: bool) {
+        self.cluster_ips.push((element, was_there));
+    }
+
+    pub(super) fn apply(self, table: &mut TableBelief) {
+        table.classes = self.classes;
+        for (key, elements) in self.entries {
+            if elements.is_empty() {
+                table.entries.remove(&key);
+            } else {
+                table.entries.insert(key, elements);
+            }
+        }
+        table.ids.restore(&self.ids);
+        for (key, claims) in self.claims {
+            match claims {
+                Some(claims) => drop(table.claims.insert(key, claims)),
+                None => drop(table.claims.remove(&key)),
+            }
+        }
+        if let Some(node) = self.node {
+            table.node = node;
+        }
+        for (element, was_there) in self.cluster_ips {
+            if was_there {
+                table.node.insert(element);
+            } else {
+                table.node.remove(&element);
+            }
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Deletes tracked connections that go nowhere useful any more, in a thread of its own, so that programming never waits.
+//!
+//! Each turn of the datapath hands over a [`View`], after its commit. Of two words on one frontend the newer one counts,
+//! however long the thread takes. A packet that the old rules translated may still be on its way when the first look is
+//! over, and makes an entry behind it: so each frontend gets a second and a third look shortly after.
+//!
+//! Where the table is large and the frontends are few, the kernel is asked for their flows alone, else for all of a protocol. Entries are deleted while the
+//! others are read, by a second socket, so that memory does not grow with the table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family as Labelled;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::conntrack::{Fate, Flow, Here, View};
+use super::desired::FrontendKey;
+use super::entry::Frontend;
+use crate::model::{Family, Protocol};
+use crate::netlink::ctnetlink::{Conntrack, ConntrackError, Entry, Filter};
+use crate::runtime::telemetry::chain;
+
+/// When a frontend is looked at, counted from the word on it.
+const LOOKS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(20), Duration::from_secs(1)];
+/// After an error.
+const RETRY: Duration = Duration::from_secs(1);
+/// Each question takes the kernel a walk through its table, some 10 ms where that has 262,144 buckets: as long as it takes
+/// to tell of this many entries.
+const WALK: usize = 10_000;
+/// Entries deleted at once.
+const BATCH: usize = 500;
+
+/// The way to the thread, which ends when this goes.
+#[derive(Debug)]
+pub struct Sweeper {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+}
+
+/// What the thread has to do.
+#[derive(Debug, Default)]
+struct Waiting {
+    fates: BTreeMap<FrontendKey, Word>,
+    here: Arc<Here>,
+    /// A whole view is to be looked at; its frontends are among the others.
+    is_whole: bool,
+    is_over: bool,
+    last_number: u64,
+}
+
+/// The word on a frontend.
+#[derive(Debug)]
+struct Word {
+    fate: Fate,
+    /// Tells it from a later word on the same frontend.
+    number: u64,
+    since: Instant,
+    looks: usize,
+    due: Instant,
+}
+
+impl Sweeper {
+    /// Starts the thread, in the network namespace of this one.
+    ///
+    /// # Errors
+    /// When there is no socket, or no thread.
+    pub fn start(metrics: Metrics) -> Result<Self, ConntrackError> {
+        let broom = Broom { reader: Conntrack::open()?, writer: Conntrack::open()?, metrics, is_failing: false };
+        let shared = Arc::<Shared>::default();
+        let of_thread = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("sweeper".to_owned())
+            .spawn(move || sweep(&of_thread, broom))
+            .map_err(ConntrackError::Open)?;
+        Ok(Self { shared })
+    }
+
+    /// Hands over what a turn means for flows. Never waits for the kernel.
+    pub fn hand_over(&self, view: View) {
+        if view.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let mut waiting = self.shared.waiting();
+        waiting.last_number += 1;
+        let number = waiting.last_number;
+        waiting.is_whole |= view.is_whole;
+        waiting.here = view.here;
+        for (frontend, fate) in view.fates {
+            let fate = match waiting.fates.remove(&frontend) {
+                Some(before) => before.fate.followed_by(fate),
+                None => fate,
+            };
+            waiting.fates.insert(frontend, Word { fate, number, since: now, looks: 0, due: now });
+        }
+        drop(waiting);
+        self.shared.wake.notify_one();
+    }
+
+    /// Whether all that was handed over has been looked at as often as it will be.
+    pub fn is_idle(&self) -> bool {
+        let waiting = self.shared.waiting();
+        waiting.fates.is_empty() && !waiting.is_whole
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.shared.waiting().is_over = true;
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something is due, and tells it; nothing when it is over.
+    fn next(&self, not_before: Instant) -> Option<(View, BTreeMap<FrontendKey, u64>)> {
+        let mut waiting = self.waiting();
+        loop {
+            if waiting.is_over {
+                return None;
+            }
+            let now = Instant::now();
+            let due = waiting.due().map(|due| due.max(not_before));
+            match due {
+                Some(due) if due <= now => return Some(waiting.take(now)),
+                Some(due) => {
+                    let (guard, _) = self.wake.wait_timeout(waiting, due - now).unwrap_or_else(PoisonError::into_inner);
+                    waiting = guard;
+                }
+                None => waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+impl Waiting {
+    fn due(&self) -> Option<Instant> {
+        if self.is_whole {
+            // What belongs to it is due since it was handed over.
+            return self.fates.values().map(|word| word.since).min().or_else(|| Some(Instant::now()));
+        }
+        self.fates.values().map(|word| word.due).min()
+    }
+
+    fn take(&mut self, now: Instant) -> (View, BTreeMap<FrontendKey, u64>) {
+        let is_whole = std::mem::take(&mut self.is_whole);
+        let due = self.fates.iter().filter(|(_, word)| word.due <= now || is_whole);
+        let (fates, numbers) =
+            due.map(|(frontend, word)| ((*frontend, word.fate.clone()), (*frontend, word.number))).unzip();
+        (View { fates, here: Arc::clone(&self.here), is_whole }, numbers)
+    }
+
+    /// Plans the next look at what has been looked at, unless there is a newer word on it.
+    fn looked_at(&mut self, numbers: BTreeMap<FrontendKey, u64>) {
+        for (frontend, number) in numbers {
+            let Some(word) = self.fates.get_mut(&frontend).filter(|word| word.number == number) else { continue };
+            word.looks += 1;
+            // An endpoint that is gone for long gets no packets that are still on their way.
+            let is_done = matches!(word.fate, Fate::Without { .. });
+            match LOOKS.get(word.looks).filter(|_| !is_done) {
+                Some(after) => word.due = word.since + *after,
+                None => drop(self.fates.remove(&frontend)),
+            }
+        }
+    }
+
+    fn failed(&mut self, is_whole: bool, numbers: BTreeMap<FrontendKey, u64>) {
+        self.is_whole |= is_whole;
+        let due = Instant::now() + RETRY;
+        for (frontend, number) in numbers {
+            if let Some(word) = self.fates.get_mut(&frontend).filter(|word| word.number == number) {
+                word.due = due;
+            }
+        }
+    }
+}
+
+fn sweep(shared: &Shared, mut broom: Broom) {
+    let mut not_before = Instant::now();
+    while let Some((view, numbers)) = shared.next(not_before) {
+        let start = Instant::now();
+        match broom.look(&view) {
+            Ok(()) => {
+                broom.is_failing = false;
+                shared.waiting().looked_at(numbers);
+                // With a table so large that looking takes long, half of the time is left to others.
+                not_before = Instant::now() + start.elapsed();
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut broom.is_failing, true) {
+                    let error = chain(&error);
+                    tracing::warn!(error, "failed to delete stale connections, will be tried again each second");
+                }
+                shared.waiting().failed(view.is_whole, numbers);
+                not_before = Instant::now() + RETRY;
+            }
+        }
+    }
+}
+
+struct Broom {
+    reader: Conntrack,
+    writer: Conntrack,
+    metrics: Metrics,
+    is_failing: bool,
+}
+
+impl Broom {
+    fn look(&mut self, view: &View) -> Result<(), ConntrackError> {
+        let entries = if view.fates.len() > 1 { self.reader.count()? } else { 0 };
+        let filters = filters(view, entries);
+        for family in Family::ALL {
+            let start = Instant::now();
+            let mut of_family = filters.iter().filter(|filter| filter.family == family).peekable();
+            if of_family.peek().is_none() {
+                continue;
+            }
+            let mut deleted = 0;
+            for filter in of_family {
+                deleted += self.delete(filter, view)?;
+            }
+            self.metrics.looked(family, deleted, start.elapsed());
+            if deleted > 0 {
+                tracing::debug!(%family, deleted, took = ?start.elapsed(), "deleted stale connections");
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, filter: &Filter, view: &View) -> Result<usize, ConntrackError> {
+        let Self { reader, writer, .. } = self;
+        let mut batch: Vec<Entry> = Vec::new();
+        let mut deleted = 0;
+        let mut result = Ok(());
+        reader.dump(filter, |entry| {
+            let flow =
+                Flow { protocol: entry.protocol, destination: entry.destination, reply_source: entry.reply_source };
+            if !view.is_stale(&flow) {
+                return;
+            }
+            batch.push(entry);
+            if batch.len() >= BATCH && result.is_ok() {
+                match writer.delete(&batch) {
+                    Ok(count) => deleted += count,
+                    Err(error) => result = Err(error),
+                }
+                batch.clear();
+            }
+        })?;
+        result?;
+        if !batch.is_empty() {
+            deleted += writer.delete(&batch)?;
+        }
+        Ok(deleted)
+    }
+}
+
+/// What to ask the kernel for, given how many entries it has.
+fn filters(view: &View, entries: usize) -> Vec<Filter> {
+    let walks = view.fates.len().saturating_sub(1).saturating_mul(WALK);
+    if view.is_whole || walks > entries {
+        let mut kinds: BTreeSet<(Family, Protocol)> =
+            view.fates.keys().map(|frontend| (frontend.family, frontend.protocol)).collect();
+        if view.is_whole {
+            kinds.extend(Family::ALL.map(|family| (family, Protocol::Udp)));
+        }
+        let whole = |(family, protocol)| Filter { family, protocol, destination: None, port: None };
+        return kinds.into_iter().map(whole).collect();
+    }
+    let one = |key: &FrontendKey| {
+        let (destination, port) = match key.frontend {
+            Frontend::Address(address) => (Some(address.ip()), address.port().try_into().ok()),
+            Frontend::NodePort(port) => (None, Some(port)),
+        };
+        Filter { family: key.family, protocol: key.protocol, destination, port }
+    };
+    view.fates.keys().map(one).collect()
+}
+
+/// Counts what is deleted.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    duration: Labelled<Labels, Histogram, fn() -> Histogram>,
+    deleted: Labelled<Labels, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    ip_family: &'static str,
+}
+
+impl Labels {
+    const fn of(family: Family) -> Self {
+        Self {
+            ip_family: match family {
+                Family::V4 => "IPv4",
+                Family::V6 => "IPv6",
+            },
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers them by the names that dashboards know, in a registry whose prefix is `kubeproxy`.
+    pub fn register(registry: &mut Registry) -> Self {
+        // 1 ms to 16 s, as kube-proxy has them.
+        let metrics = Self {
+            duration: Labelled::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
+            deleted: Labelled::default(),
+        };
+        registry.register_with_unit(
+            "conntrack_reconciler_sync_duration",
+            "Time of one look at the tracked connections, with the deletion of those that are stale",
+            Unit::Seconds,
+            metrics.duration.clone(),
+        );
+        registry.register(
+            "conntrack_reconciler_deleted_entries",
+            "Tracked connections that were deleted because they went nowhere useful any more",
+            metrics.deleted.clone(),
+        );
+        metrics
+    }
+
+    fn looked(&self, family: Family, deleted: usize, took: Duration) {
+        self.duration.get_or_create(&Labels::of(family)).observe(took.as_secs_f64());
+        self.deleted.get_or_create(&Labels::of(family)).inc_by(u64::try_from(deleted).unwrap_or(u64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_frontends_of_a_large_table_are_asked_for_by_themselves() {
+        let key = |text: &str| FrontendKey {
+            family: Family::V4,
+            protocol: Protocol::Udp,
+            frontend: Frontend::Address(text.parse().unwrap()),
+        };
+        let view = |count: u8| View {
+            fates: (0..count).map(|number| (key(&format!("10.96.0.{number}:53")), Fate::Gone)).collect(),
+            ..View::default()
+        };
+        assert_eq!(filters(&view(3), 100_000).len(), 3);
+        assert_eq!(filters(&view(3), 100).len(), 1);
+        assert_eq!(filters(&view(100), 100_000).len(), 1);
+        assert!(filters(&view(1), 0)[0].destination.is_some());
+        assert_eq!(filters(&View { is_whole: true, ..view(1) }, 1_000_000).len(), 2, "both families");
+    }
+
+    #[test]
+    fn metrics_have_the_names_that_dashboards_know() {
+        let mut registry = Registry::with_prefix("kubeproxy");
+        Metrics::register(&mut registry).looked(Family::V6, 3, Duration::from_millis(2));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 3"), "{text}");
+        assert!(text.contains("kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv6\"} 1"));
+    }
+}

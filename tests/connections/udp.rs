@@ -1,0 +1,89 @@
+//! A UDP client that keeps its source port and sends every 5 ms, whatever happens.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use crate::stage::{LIMIT, Place, Stage, on_a_busy_machine};
+
+const EVERY: Duration = Duration::from_millis(5);
+/// A stale flow is gone within this time of the object's event.
+pub(crate) const IN_TIME: Duration = Duration::from_millis(100);
+
+/// What the client hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    From(SocketAddr),
+    Refused,
+    Nothing,
+}
+
+pub(crate) struct Client {
+    socket: UdpSocket,
+}
+
+impl Client {
+    pub(crate) fn new(stage: &Stage, place: Place, to: SocketAddr) -> Self {
+        let any = match stage.family {
+            steelyard::model::Family::V4 => "0.0.0.0:0",
+            steelyard::model::Family::V6 => "[::]:0",
+        };
+        let socket = stage.namespace(place).run(|| {
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        });
+        socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        Self { socket }
+    }
+
+    /// Sends, and listens until it is time for the next.
+    pub(crate) fn ask(&self) -> Heard {
+        let start = Instant::now();
+        let mut heard = Heard::Nothing;
+        if let Err(error) = self.socket.send(b"?")
+            && error.kind() == ErrorKind::ConnectionRefused
+        {
+            heard = Heard::Refused;
+        }
+        let mut buffer = [0; 64];
+        while start.elapsed() < EVERY {
+            match self.socket.recv(&mut buffer) {
+                Ok(count) => heard = Heard::From(std::str::from_utf8(&buffer[..count]).unwrap().parse().unwrap()),
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => heard = Heard::Refused,
+                Err(_) => {}
+            }
+        }
+        heard
+    }
+
+    /// Goes on until it hears this.
+    pub(crate) fn until(&self, what: &str, wanted: impl Fn(Heard) -> bool) -> Duration {
+        let start = Instant::now();
+        let mut last = Heard::Nothing;
+        while start.elapsed() < LIMIT {
+            last = self.ask();
+            if wanted(last) {
+                return start.elapsed();
+            }
+        }
+        panic!("{what}: still {last:?} after {LIMIT:?}");
+    }
+
+    /// Hears nothing else for a while. What was on its way may come first.
+    pub(crate) fn keeps(&self, what: &str, allowed: impl Fn(Heard) -> bool) {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(150) {
+            let heard = self.ask();
+            assert!(heard == Heard::Nothing || allowed(heard), "{what}: {heard:?}");
+        }
+    }
+
+    /// After an event just told: hears this in time, and then nothing else.
+    pub(crate) fn moves(&self, what: &str, wanted: impl Fn(Heard) -> bool) {
+        let took = self.until(what, &wanted);
+        println!("{what}: {:.1} ms", took.as_secs_f64() * 1000.0);
+        assert!(took < on_a_busy_machine(IN_TIME), "{what}: took {took:?}");
+        self.keeps(what, wanted);
+    }
+}

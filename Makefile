@@ -56,6 +56,7 @@ e2e: setup ## Test the lab, then Steelyard on it.
 	@failed=; \
 	cargo test --locked --package steelyard-lab --test lab -- --nocapture || failed=yes; \
 	cargo test --locked --test e2e -- --nocapture || failed=yes; \
+	cargo test --locked --test takeover -- --nocapture || failed=yes; \
 	test -z "$$failed"
 
 .PHONY: upstream

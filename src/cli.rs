@@ -12,7 +12,7 @@ use std::error::Error;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::runtime::telemetry::{self, LogFormat};
 
@@ -30,6 +30,20 @@ pub struct Cli {
 
     #[command(subcommand)]
     command: Command,
+}
+
+/// The ConfigMap with the decision where nobody names another.
+const DECISION: &str = "steelyard-datapath";
+
+/// Whether Steelyard forwards Service traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DatapathMode {
+    /// If no other service proxy does; the controller decides it once for the cluster.
+    Auto,
+    /// It does, beside or instead of any other.
+    On,
+    /// Another service proxy does.
+    Off,
 }
 
 #[derive(Debug, Subcommand)]

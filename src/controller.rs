@@ -13,6 +13,7 @@
 
 pub mod allocator;
 pub mod apply;
+pub mod datapath_mode;
 pub mod desired;
 pub mod index;
 pub mod metrics;
@@ -137,13 +138,16 @@ pub enum ServeError {
     },
 }
 
-/// Runs the controller until shutdown: watches at once, writes while it leads, gives the lease back at the end.
+/// Runs the controller until shutdown: watches at once, writes while it leads, gives the lease back at the end. With `mode`
+/// it decides the datapath's mode too.
 ///
 /// # Errors
 /// When a part ends before shutdown: half a controller would hold the lease and do nothing, or never lead again.
+#[expect(clippy::too_many_arguments, reason = "each is a part of its own, named once")]
 pub async fn serve<S: LeaseStore + 'static>(
     client: Client,
     settings: Settings,
+    mode: Option<datapath_mode::Settings>,
     lease: LeaseSettings,
     store: S,
     metrics: Metrics,
@@ -157,6 +161,16 @@ pub async fn serve<S: LeaseStore + 'static>(
     let mut elections = tokio::spawn(election.run(election_ends)).fuse();
     let mut watches = tokio::spawn(watch::watch(client.clone(), events.clone()));
     let mut heralds = tokio::spawn(herald(leadership.clone(), events));
+    let mode_leadership = leadership.clone();
+    let decide =
+        mode.map(|mode| datapath_mode::run(client.clone(), mode, identity.clone(), mode_leadership, metrics.clone()));
+    let mut arbiter = tokio::spawn(async move {
+        match decide {
+            Some(decide) => decide.await,
+            None => std::future::pending().await,
+        }
+        "decision of the datapath's mode"
+    });
     let mut controller = Controller::new(client, settings, identity, leadership, metrics, readiness);
     let (stop_work, work_stops) = shutdown();
     let supervised = async {
@@ -165,6 +179,7 @@ pub async fn serve<S: LeaseStore + 'static>(
             () = shutdown_requested.requested() => Ok(()),
             ended = &mut elections => Err(unasked("election", ended.map(|()| "election"))),
             ended = &mut watches => Err(unasked("watches", ended)),
+            ended = &mut arbiter => Err(unasked("decision of the datapath's mode", ended)),
             ended = &mut heralds => Err(unasked("herald of the leadership", ended.map(|()| "herald of the leadership"))),
         };
         stop_work.request();
@@ -174,6 +189,7 @@ pub async fn serve<S: LeaseStore + 'static>(
     let ((), outcome) = tokio::join!(run(&mut controller, queue, work_stops), supervised);
     watches.abort();
     heralds.abort();
+    arbiter.abort();
     work_ended.request();
     if !elections.is_terminated()
         && let Err(source) = elections.await

@@ -8,6 +8,7 @@ pub mod entry;
 pub mod foreign;
 pub mod health_check;
 pub mod index;
+pub mod leftovers;
 pub mod localhost;
 pub mod metrics;
 pub mod nft;

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod advertisement;
 pub mod claim;
+pub mod datapath_mode;
 pub mod endpoints;
 pub mod link;
 pub mod node;
@@ -13,6 +14,7 @@ pub mod range;
 pub mod selector;
 pub mod service;
 pub mod service_cidr;
+pub mod service_proxy;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -2,5 +2,6 @@
 
 pub mod ctnetlink;
 pub mod links;
+pub mod listeners;
 pub mod nf_tables;
 pub mod packet_socket;

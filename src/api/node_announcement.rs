@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
     no_spec,
     doc = "What one node announces. Written by the agent of the node whose name it has.",
     printcolumn(name = "Announced", type_ = "integer", json_path = ".status.announced"),
+    printcolumn(name = "Datapath", type_ = "string", json_path = ".status.datapath"),
     printcolumn(name = "Problem", type_ = "string", json_path = ".status.problems[0].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -42,10 +43,30 @@ pub struct NodeAnnouncementStatus {
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address", "interface"]))]
     pub announcements: Vec<Announcement>,
 
+    /// Whether the agent forwards Service traffic: `On`, `Off`, or `Waiting` for the cluster's decision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datapath: Option<String>,
+
+    /// Whether another service proxy, kube-proxy say, runs on the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_proxy: Option<ServiceProxy>,
+
     /// What the node's agent cannot do, and for whom.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub problems: Vec<Problem>,
+}
+
+/// What an agent knows of another service proxy on its node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceProxy {
+    /// Whether one runs.
+    pub detected: bool,
+
+    /// What shows it, for people.
+    #[serde(default)]
+    pub evidence: String,
 }
 
 /// One address that is announced on one interface.

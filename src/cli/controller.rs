@@ -10,8 +10,10 @@ use thiserror::Error;
 use tokio::task::JoinError;
 
 use super::cluster::{ClusterArgs, ClusterError};
+use super::{DECISION, DatapathMode};
 
 use crate::api::LOAD_BALANCER_CLASS;
+use crate::controller::datapath_mode;
 use crate::controller::desired::Settings;
 use crate::controller::metrics::Metrics;
 use crate::controller::{self, ServeError};
@@ -69,6 +71,19 @@ pub struct Controller {
     #[arg(long, env = "STEELYARD_LEASE_RENEW_MILLISECONDS", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(100..))]
     lease_renew_milliseconds: u16,
 
+    /// Whether Steelyard forwards Service traffic: with `auto` the leader decides it once for the cluster and keeps the
+    /// decision in a ConfigMap that the agents follow.
+    #[arg(long, value_enum, default_value_t = DatapathMode::On)]
+    datapath: DatapathMode,
+
+    /// That ConfigMap, in the Lease's namespace.
+    #[arg(long, default_value = DECISION, value_name = "NAME")]
+    datapath_config_map: String,
+
+    /// The DaemonSet of the agents, in the Lease's namespace: all of them are waited for.
+    #[arg(long, default_value = "steelyard-node", value_name = "NAME")]
+    node_daemon_set: String,
+
     /// Where to serve /metrics, /healthz and /readyz.
     #[arg(long, default_value = "[::]:9790", value_name = "ADDRESS:PORT")]
     admin_address: SocketAddr,
@@ -124,11 +139,16 @@ impl Controller {
         let leases: Api<Lease> = Api::namespaced(client.clone(), &self.lease_namespace);
         let settings =
             Settings { load_balancer_class: self.load_balancer_class, handles_classless: self.handle_classless };
+        let mode = (self.datapath == DatapathMode::Auto).then_some(datapath_mode::Settings {
+            namespace: self.lease_namespace,
+            config_map: self.datapath_config_map,
+            daemon_set: self.node_daemon_set,
+        });
         let mut registry = Registry::with_prefix("steelyard");
         let metrics = Metrics::default();
         metrics.register(&mut registry);
         let (trigger, stop) = shutdown();
-        let signals = tokio::spawn(trigger.request_on_signal());
+        let signals = tokio::spawn(async move { trigger.request_on_signal().await });
         let readiness = Readiness::default();
         // Told to end after the work, so that it ends first only when it fails: the lease is given back in either case of
         // an orderly end.
@@ -139,7 +159,7 @@ impl Controller {
                 served??;
                 return Err(ControllerError::Ended("admin server"));
             }
-            served = controller::serve(client, settings, lease, leases, metrics, readiness, stop) => served?,
+            served = controller::serve(client, settings, mode, lease, leases, metrics, readiness, stop) => served?,
         }
         work_ended.request();
         // The controller ends in order only when shutdown was requested: by a signal, or because there can be none.

@@ -7,7 +7,11 @@
 //!      └────────────▶ membership ──who is alive──────┘
 //! ```
 
+mod alone;
+mod beside;
+mod cleanup;
 mod connections;
+mod mode;
 mod parts;
 mod servers;
 mod watches;
@@ -15,29 +19,32 @@ mod watches;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use clap::{ArgAction, ValueEnum};
+use clap::ArgAction;
+use kube::Client;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 
+use self::alone::Alone;
 use self::connections::ConnectionArgs;
 use self::parts::{Parts, ends, finish};
 use self::watches::Watches;
 use super::cluster::{ClusterArgs, ClusterError};
 use super::forwarding::ForwardingArgs;
-use super::prepare::put_back;
+use super::{DECISION, DatapathMode};
 use crate::datapath;
-use crate::datapath::apply::{ApplyError, Programmer};
+use crate::datapath::apply::ApplyError;
 use crate::datapath::health_check::proxy;
 use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use crate::datapath::reconciler::{Datapath, Outputs};
 use crate::datapath::settings::Settings;
 use crate::datapath::sweeper::{self, Sweeper};
 use crate::membership::{self, Membership, Timing};
+use crate::model::datapath_mode::Mode;
 use crate::model::programmed::Programmed;
+use crate::model::service_proxy::HEALTH_PORT;
 use crate::names::NodeName;
 use crate::netlink::ctnetlink::ConntrackError;
 use crate::netlink::links::{self, LinksError};
@@ -47,7 +54,7 @@ use crate::runtime::limits::raise_open_files;
 use crate::runtime::node_announcement;
 use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
-use crate::runtime::shutdown::{Shutdown, shutdown};
+use crate::runtime::shutdown::{Shutdown, ShutdownTrigger, shutdown};
 use crate::runtime::sysctls::{self, SysctlsError};
 use crate::speaker::{self, Surroundings};
 
@@ -57,29 +64,23 @@ Examples:
       forward and announce, with the kubeconfig of the user
   steelyard node --datapath off
       announce only: another service proxy forwards
+  steelyard node --datapath auto
+      forward if no other service proxy does, as the controller decides for the cluster
   steelyard node --cluster-cidr 10.244.0.0/16 --cluster-cidr fd00:10:244::/56
       tell pods of all nodes from other clients, not only this node's
   steelyard node --cleanup
       after uninstalling: delete the nf_tables tables that the agent left, put the kernel's settings back";
 
+/// The part of readiness that waits for the controller.
+const DECIDED: &str = "decision of the controller whether to forward (datapath mode auto)";
+
+/// The part that writes the `NodeAnnouncement`.
+const WRITER: &str = "writer of the node announcement";
+
 /// What our own metrics begin with.
 const OURS: &str = "steelyard";
 /// What those begin with that dashboards know from kube-proxy.
 const KUBE_PROXYS: &str = "kubeproxy";
-/// The part that writes the `NodeAnnouncement`.
-const WRITER: &str = "writer of the node announcement";
-
-/// An agent at work has put its tables right by then.
-const REPAIRED_WITHIN: Duration = Duration::from_millis(500);
-
-/// Whether this agent forwards Service traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum DatapathMode {
-    /// It does; there must be no other service proxy on the node.
-    On,
-    /// Another service proxy does.
-    Off,
-}
 
 /// Announce addresses and forward Service traffic on this node.
 #[derive(Debug, clap::Args)]
@@ -96,9 +97,22 @@ pub struct Node {
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     speaker: bool,
 
-    /// Whether to forward Service traffic; with `off`, rules of an earlier run are deleted at the start
+    /// Whether to forward Service traffic; with `off`, rules of an earlier run are deleted once another proxy is seen
     #[arg(long, value_enum, default_value_t = DatapathMode::On)]
     datapath: DatapathMode,
+
+    /// With `--datapath auto`: the ConfigMap with the controller's decision
+    #[arg(long, default_value = DECISION, value_name = "NAME")]
+    datapath_config_map: String,
+
+    /// The namespace of that ConfigMap
+    #[arg(long, env = "POD_NAMESPACE", default_value = "steelyard-system", value_name = "NAME")]
+    namespace: String,
+
+    /// Where another service proxy answers health checks. While it forwards in our place and is not healthy there, this
+    /// node announces nothing; 0 trusts it unseen
+    #[arg(long, default_value_t = HEALTH_PORT, value_name = "PORT")]
+    proxy_health_port: u16,
 
     #[command(flatten)]
     forwarding: ForwardingArgs,
@@ -126,7 +140,8 @@ pub struct Node {
     #[arg(long, default_value = sysctls::STATE_FILE, value_name = "FILE")]
     state_file: PathBuf,
 
-    /// Delete our nf_tables tables on this machine, put its settings back and exit; needs no API server
+    /// Delete our nf_tables tables on this machine, put its settings back and exit; needs no API server, and that no agent
+    /// runs here
     #[arg(long)]
     cleanup: bool,
 }
@@ -150,14 +165,23 @@ pub enum NodeError {
     #[error("failed to follow the changes of nf_tables")]
     Listener(#[source] ConnectionError),
     /// Rules of an earlier run would go on forwarding to endpoints of then.
-    #[error("failed to remove the datapath of an earlier run")]
+    #[error("failed to remove what the agent left")]
     Cleanup(#[source] ApplyError),
     /// Settings of the kernel may not be what they were.
     #[error("failed to put back the kernel's settings")]
     Sysctls(#[from] SysctlsError),
-    /// What was deleted is back.
-    #[error("an agent runs on this machine and has made its nf_tables tables again: stop it first")]
-    StillRunning,
+    /// The result is there, and nobody reads it.
+    #[error("failed to say what was removed")]
+    Say(#[source] std::io::Error),
+    /// Another agent would undo what this one does.
+    #[error("another steelyard node runs in this network namespace")]
+    NotAlone,
+    /// It would write its rules again.
+    #[error("an agent (steelyard node) runs on this node: stop it first, or uninstall the chart")]
+    AgentRuns,
+    /// Whether another runs is not known.
+    #[error("failed to find out whether another agent runs on this node")]
+    Alone(#[source] std::io::Error),
     /// There is nobody to announce or forward for.
     #[error("--node-name is missing")]
     NoNodeName,
@@ -182,31 +206,49 @@ impl Node {
     /// When the agent cannot start, or a part ends unasked.
     pub async fn run(self) -> Result<(), NodeError> {
         if self.cleanup {
-            cleanup_for_good().await?;
-            return Ok(put_back(&self.state_file)?);
+            return cleanup::run(&self.state_file);
         }
         let name = self.node_name.as_deref().map(NodeName::new).ok_or(NodeError::NoNodeName)?;
-        if self.datapath == DatapathMode::Off {
-            cleanup()?;
-        }
+        let Some(_alone) = Alone::wait().await.map_err(NodeError::Alone)? else { return Err(NodeError::NotAlone) };
         raise_open_files();
         let client = self.cluster.client().await?;
         let mut registry = Registry::default();
         let readiness = Readiness::default();
-        let (trigger, stop) = shutdown();
+        let (trigger, mut stop) = shutdown();
+        let trigger = Arc::new(trigger);
         let mut parts = Parts::new();
-
-        let links = links::follow(stop.clone()).await?;
-        let (programmed, programmed_here) = watch::channel(Arc::new(Programmed::default()));
         let mut watches = Watches::default();
         let reports = NodeReports::default();
         watches.nodes.push(node_announcement::owner(name.clone(), reports.clone()));
-        match self.datapath {
-            DatapathMode::On => {
-                let metrics = datapath::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
-                let sweeper = sweeper::Metrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
+
+        readiness.expect("datapath");
+        let metrics = (self.datapath != DatapathMode::Off).then(|| {
+            let metrics = datapath::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
+            let sweeper = sweeper::Metrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
+            (metrics, sweeper, KubeProxyMetrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS)))
+        });
+        let ours = registry.sub_registry_with_prefix(OURS);
+        let speaker_metrics = speaker::metrics::Metrics::register(ours);
+        let membership =
+            self.speaker.then(|| self.start_membership(name.clone(), &mut watches, ours, &mut parts, &stop));
+        let serving = admin::serve(self.admin_address, registry, readiness.clone(), stop.clone());
+        parts.spawn(async move { serving.await.map(|()| "admin server").map_err(Into::into) });
+        let signalled = Arc::clone(&trigger);
+        parts.spawn(async move {
+            signalled.request_on_signal().await.map(|()| "signal handler").map_err(NodeError::Signals)
+        });
+        let writer = node_announcement::write(client.clone(), name.clone(), reports.follow(), stop.clone());
+        parts.spawn(ends(writer, WRITER));
+
+        let decided = self.decided_mode(&client, &name, &reports, &readiness, &mut parts, &trigger, &mut stop).await?;
+        // Told to end while it waited.
+        let Some(mode) = decided else { return finish(parts, &stop, [WRITER].into()).await };
+        let links = links::follow(stop.clone()).await?;
+        let (programmed, programmed_here) = watch::channel(Arc::new(Programmed::default()));
+        match (mode, metrics) {
+            (Mode::On, Some((metrics, sweeper, known))) => {
+                reports.set_datapath("On");
                 let sweeper = Sweeper::start(sweeper).map_err(NodeError::Sweeper)?;
-                let known = KubeProxyMetrics::register(registry.sub_registry_with_prefix(KUBE_PROXYS));
                 let settings = self.settings();
                 let addresses = proxy::Addresses { health: self.health_address, status: self.status_address };
                 let progress = servers::start(addresses, &settings, known, &reports, &mut parts, &stop);
@@ -218,19 +260,24 @@ impl Node {
                 let events = watches.for_datapath(&client, links.clone(), listener, &mut parts);
                 let stopped = stop.clone();
                 parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
+                let heir =
+                    beside::take_over(self.proxy_health_port, programmed_here.clone(), reports.clone(), stop.clone());
+                parts.spawn(ends(heir, "watch for other service proxies"));
             }
-            DatapathMode::Off => drop(programmed.send_replace(Arc::new(Programmed::All))),
+            (Mode::On | Mode::Off, _) => {
+                reports.set_datapath("Off");
+                let aside = beside::stand_aside(
+                    self.proxy_health_port,
+                    programmed,
+                    reports.clone(),
+                    readiness.clone(),
+                    stop.clone(),
+                );
+                parts.spawn(ends(aside, "watch of the other service proxy"));
+            }
         }
-        readiness.expect("datapath");
         parts.spawn(ready_once_settled(programmed_here.clone(), readiness.clone(), stop.clone()));
-        if self.speaker {
-            let membership = self.start_membership(
-                name.clone(),
-                &mut watches,
-                registry.sub_registry_with_prefix(OURS),
-                &mut parts,
-                &stop,
-            );
+        if let Some(membership) = membership {
             let surroundings = Surroundings {
                 inbox: watches.for_speaker(),
                 links,
@@ -239,30 +286,62 @@ impl Node {
                 readiness: readiness.clone(),
                 reports: reports.clone(),
             };
-            let metrics = speaker::metrics::Metrics::register(registry.sub_registry_with_prefix(OURS));
-            let config = speaker::Config::new(name.clone());
-            let speaker = speaker::run(config, client.clone(), surroundings, metrics, stop.clone());
+            let config = speaker::Config::new(name);
+            let speaker = speaker::run(config, client.clone(), surroundings, speaker_metrics, stop.clone());
             parts.spawn(ends(speaker, "speaker"));
         } else {
             reports.set_announcements(Vec::new());
         }
-        let writer = node_announcement::write(client.clone(), name, reports.follow(), stop.clone());
-        parts.spawn(ends(writer, WRITER));
         watches.start(&client, &mut parts);
 
-        let serving = admin::serve(self.admin_address, registry, readiness, stop.clone());
-        parts.spawn(async move { serving.await.map(|()| "admin server").map_err(Into::into) });
-        parts.spawn(
-            async move { trigger.request_on_signal().await.map(|()| "signal handler").map_err(NodeError::Signals) },
-        );
-        let awaited = [
-            ("datapath", self.datapath == DatapathMode::On),
-            ("speaker", self.speaker),
-            ("membership", self.speaker),
-            (WRITER, true),
-        ];
+        let awaited =
+            [("datapath", mode == Mode::On), ("speaker", self.speaker), ("membership", self.speaker), (WRITER, true)];
         let awaited = awaited.into_iter().filter(|(_, runs)| *runs).map(|(name, _)| name);
         finish(parts, &stop, awaited.collect()).await
+    }
+
+    /// The mode to run in; with `auto` once it is decided, or none if shutdown comes first. A part that ends meanwhile is
+    /// an error.
+    #[expect(clippy::too_many_arguments, reason = "all that an agent has before it knows what it is to do")]
+    async fn decided_mode(
+        &self,
+        client: &Client,
+        name: &NodeName,
+        reports: &NodeReports,
+        readiness: &Readiness,
+        parts: &mut Parts,
+        trigger: &Arc<ShutdownTrigger>,
+        stop: &mut Shutdown,
+    ) -> Result<Option<Mode>, NodeError> {
+        match self.datapath {
+            DatapathMode::On => return Ok(Some(Mode::On)),
+            DatapathMode::Off => return Ok(Some(Mode::Off)),
+            DatapathMode::Auto => {}
+        }
+        readiness.expect(DECIDED);
+        let (sender, mut known) = watch::channel(None);
+        let (namespace, config_map) = (self.namespace.clone(), self.datapath_config_map.clone());
+        parts.spawn(ends(mode::follow(client.clone(), namespace, config_map, sender), "watch of the datapath's mode"));
+        let waited = {
+            let mut is_stopped = stop.clone();
+            let decision = mode::wait(client, name, self.proxy_health_port, reports, &mut known, &mut is_stopped);
+            tokio::select! {
+                mode = decision => mode,
+                Some(ended) = parts.join_next() => {
+                    let part = ended??;
+                    if !stop.is_requested() {
+                        return Err(NodeError::Ended(part));
+                    }
+                    None
+                }
+            }
+        };
+        if let Some(mode) = waited {
+            readiness.set(DECIDED, true);
+            let (trigger, stop) = (Arc::clone(trigger), stop.clone());
+            parts.spawn(ends(mode::end_on_another(mode, known, trigger, stop), "watch for another mode"));
+        }
+        Ok(waited)
     }
 
     fn settings(&self) -> Settings {
@@ -286,23 +365,6 @@ impl Node {
         parts.spawn(async move { task.await.map(|()| "membership").map_err(Into::into) });
         membership
     }
-}
-
-/// Deletes our tables, and looks whether they stay away: an agent that runs makes them again at once.
-async fn cleanup_for_good() -> Result<(), NodeError> {
-    cleanup()?;
-    tokio::time::sleep(REPAIRED_WITHIN).await;
-    let back = Programmer::new().and_then(|mut programmer| programmer.tables()).map_err(NodeError::Cleanup)?;
-    if back.is_empty() { Ok(()) } else { Err(NodeError::StillRunning) }
-}
-
-/// Deletes our tables, so that nothing goes on forwarding as it was when they were last written.
-fn cleanup() -> Result<(), NodeError> {
-    let deleted = Programmer::new().and_then(|mut programmer| programmer.cleanup()).map_err(NodeError::Cleanup)?;
-    for family in deleted {
-        tracing::info!(%family, "deleted our nf_tables table");
-    }
-    Ok(())
 }
 
 async fn run_datapath(

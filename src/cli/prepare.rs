@@ -124,7 +124,7 @@ impl Prepare {
 ///
 /// # Errors
 /// When what was written down cannot be read, or not brought up to date.
-pub(super) fn put_back(state_file: &Path) -> Result<(), SysctlsError> {
+pub(crate) fn put_back(state_file: &Path) -> Result<(), SysctlsError> {
     for (name, outcome) in Sysctls::open(state_file)?.restore()? {
         match outcome {
             Outcome::Changed { before, now } => tracing::info!(name, from = before, to = now, "put back a setting"),

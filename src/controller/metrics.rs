@@ -34,6 +34,8 @@ pub struct Metrics {
     pub writes: Counter,
     /// Writes that it refused, or that did not reach it, by reason.
     pub failures: Family<ReasonLabels, Counter>,
+    /// 1 while something speaks against the decided mode of the datapath.
+    pub datapath_contradicted: Gauge<i64>,
     /// 1 while this replica leads.
     pub is_leader: Gauge<i64>,
     /// The time that the last pass took, in seconds.
@@ -51,6 +53,8 @@ impl Metrics {
         registry.register("services_waiting", "Services without all they ask for, by reason", self.waiting.clone());
         registry.register("writes", "Writes to the API server", self.writes.clone());
         registry.register("write_failures", "Failed writes to the API server, by reason", self.failures.clone());
+        let contradicted = "Whether something speaks against the mode that was decided for the datapath";
+        registry.register("datapath_contradicted", contradicted, self.datapath_contradicted.clone());
         registry.register("leader", "Whether this replica leads", self.is_leader.clone());
         registry.register("pass_seconds", "Duration of the last pass of assignment", self.pass_seconds.clone());
     }

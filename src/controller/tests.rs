@@ -37,7 +37,7 @@ async fn serve_with(store: Store, stop: Shutdown) -> Result<(), ServeError> {
         duration: Duration::from_secs(4),
         renew_every: Duration::from_secs(1),
     };
-    let served = serve(client, settings, lease, store, Metrics::default(), Readiness::default(), stop);
+    let served = serve(client, settings, None, lease, store, Metrics::default(), Readiness::default(), stop);
     tokio::time::timeout(Duration::from_secs(60), served).await.expect("the controller ends")
 }
 

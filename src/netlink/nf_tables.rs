@@ -15,6 +15,7 @@ pub(super) mod connection;
 mod element;
 mod events;
 mod expression;
+mod foreign;
 pub(super) mod read;
 mod set;
 mod structure;
@@ -26,6 +27,8 @@ pub use connection::{Connection, ConnectionError, Failure, Failures};
 pub use element::{ElementKind, ElementWriter};
 pub use events::{Foreign, Listener, Process, Silencer};
 pub use expression::{Compared, ConntrackKey, Expression, Fib, Header, MetaKey, Register, Verdict};
+
+pub use foreign::ForeignRule;
 pub use read::{DumpedElement, DumpedTable};
 pub use set::{Data, Field, Set, SetKind};
 pub use structure::{ChainShape, Structure};

@@ -98,11 +98,13 @@ pub async fn write(client: Client, node: NodeName, mut reports: watch::Receiver<
                 continue;
             }
         }
-        let announced = report.announcements;
+        let announced = (report.announcements, report.service_proxy);
         tokio::select! {
             () = shutdown.requested() => break,
             // An end of the reports is seen above.
-            _ended = reports.wait_for(|report| report.announcements != announced) => {}
+            _ended = reports.wait_for(|report| {
+                report.announcements != announced.0 || report.service_proxy != announced.1
+            }) => {}
             () = tokio::time::sleep(GATHER) => {}
         }
     }

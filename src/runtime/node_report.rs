@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::watch;
 
-use crate::api::node_announcement::Announcement;
+use crate::api::node_announcement::{Announcement, ServiceProxy};
 use crate::model::problem::Problem;
 
 /// Everything said so far.
@@ -17,6 +17,10 @@ pub struct NodeReport {
     pub owner: Option<String>,
     /// What is announced; unknown before the speaker's first turn.
     pub announcements: Option<Vec<Announcement>>,
+    /// Whether this agent forwards: `On`, `Off` or `Waiting`.
+    pub datapath: Option<&'static str>,
+    /// Whether somebody else does.
+    pub service_proxy: Option<ServiceProxy>,
     /// What cannot be done, by who says so.
     pub problems: BTreeMap<Source, BTreeSet<Problem>>,
 }
@@ -59,6 +63,16 @@ impl NodeReports {
     /// What is announced now.
     pub fn set_announcements(&self, announcements: Vec<Announcement>) {
         self.set(|report| &mut report.announcements, Some(announcements));
+    }
+
+    /// Whether this agent forwards: `On`, `Off` or `Waiting`.
+    pub fn set_datapath(&self, mode: &'static str) {
+        self.set(|report| &mut report.datapath, Some(mode));
+    }
+
+    /// Whether another service proxy runs here.
+    pub fn set_service_proxy(&self, service_proxy: ServiceProxy) {
+        self.set(|report| &mut report.service_proxy, Some(service_proxy));
     }
 
     fn set<T: PartialEq>(&self, field: impl FnOnce(&mut NodeReport) -> &mut T, value: T) {

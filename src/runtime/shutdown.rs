@@ -27,7 +27,7 @@ impl ShutdownTrigger {
     ///
     /// # Errors
     /// When the process may not install signal handlers.
-    pub async fn request_on_signal(self) -> std::io::Result<()> {
+    pub async fn request_on_signal(&self) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let name = tokio::select! {

@@ -29,7 +29,7 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// After how many seconds the API server ends a watch, which goes on at once where it was. A connection that has died in
 /// silence is given up 5 s later: how stale a component may be while nothing tells it so. Short before the end the server
 /// sends a bookmark, so that even a kind that never changes is not listed anew.
-const WATCH_SECONDS: u32 = 60;
+pub(super) const WATCH_SECONDS: u32 = 60;
 /// How long an answer, or its next part, may take before the connection counts as dead: longer than the silence of a
 /// watch on which nothing happens.
 pub const LONGEST_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 15);
@@ -170,7 +170,7 @@ fn read<T: Observed>(object: &DeserializeGuard<T::Object>) -> Result<T, Option<T
     Err(key)
 }
 
-fn pauses() -> impl Backoff {
+pub(super) fn pauses() -> impl Backoff {
     ResetTimerBackoff::new(Pauses { next: FIRST_PAUSE }, HEALTHY_AFTER)
 }
 

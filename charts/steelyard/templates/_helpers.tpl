@@ -52,5 +52,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* YAML reads an unquoted on or off as a boolean. */}}
 {{- define "steelyard.datapathMode" -}}
 {{- $mode := .Values.datapath.mode -}}
-{{- if kindIs "bool" $mode -}}{{ ternary "on" "off" $mode }}{{- else if has $mode (list "on" "off") -}}{{ $mode }}{{- else -}}{{ fail (printf "datapath.mode must be on or off, not %v" $mode) }}{{- end -}}
+{{- if kindIs "bool" $mode -}}{{ ternary "on" "off" $mode }}{{- else if has $mode (list "auto" "on" "off") -}}{{ $mode }}{{- else -}}{{ fail (printf "datapath.mode must be auto, on or off, not %v" $mode) }}{{- end -}}
 {{- end -}}

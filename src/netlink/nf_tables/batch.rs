@@ -128,7 +128,7 @@ impl fmt::Display for Label {
 /// A transaction in the making.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     /// The name of the message with sequence number i + 1.
     labels: Vec<Label>,
     last: usize,
@@ -353,7 +353,7 @@ impl Batch {
         }
     }
 
-    fn open(&mut self, message: u8, flags: u16, table: Table, action: Action, object: Object) -> usize {
+    pub(super) fn open(&mut self, message: u8, flags: u16, table: Table, action: Action, object: Object) -> usize {
         self.labels.push(Label { action, table, object });
         let start = self.bytes.len();
         self.last = start;
@@ -363,7 +363,7 @@ impl Batch {
         start
     }
 
-    fn close(&mut self, start: usize) {
+    pub(super) fn close(&mut self, start: usize) {
         close_message(&mut self.bytes, start);
     }
 

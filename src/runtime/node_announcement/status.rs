@@ -23,6 +23,8 @@ pub(super) fn status(
     let addresses: BTreeSet<&str> = announcements.iter().map(|announcement| announcement.address.as_str()).collect();
     Some(NodeAnnouncementStatus {
         announced: i32::try_from(addresses.len()).unwrap_or(i32::MAX),
+        datapath: report.datapath.map(str::to_owned),
+        service_proxy: report.service_proxy.clone(),
         problems: problems(report, &previous.problems, now),
         announcements,
     })

@@ -37,8 +37,8 @@ check: ## Format, lints, unit tests, documentation, scripts.
 	@if command -v shellcheck >/dev/null; then shellcheck tests/lab/*.sh .ci/run; fi
 
 .PHONY: netns
-netns: ## Test speaker, tracked connections and health checks with real packets in namespaces, and the datapath's properties.
-	cargo test --locked --no-fail-fast --test speaker --test datapath_properties --test connections --test health
+netns: ## Test the parts with real packets in network namespaces, and the datapath's properties.
+	cargo test --locked --no-fail-fast --test speaker --test datapath_properties --test affinity --test connections --test health --test served --test trace
 
 .PHONY: cases
 cases: ## Judge the flows of tests/cases by simulation and with real packets (STEELYARD_CASES names another file).

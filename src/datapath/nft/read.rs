@@ -33,8 +33,5 @@ pub fn found(connection: &mut Connection, family: Family, options: Options) -> R
         let Some(read) = decode::elements(set.name, family, &dumped) else { return Ok(None) };
         elements.extend(read);
     }
-    // While the kernel's hash grows, as it does for a while after a large change, a dump may name an element twice.
-    elements.sort_unstable();
-    elements.dedup();
     Ok(Some(Found { family, classes, elements }))
 }

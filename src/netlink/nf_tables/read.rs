@@ -21,6 +21,8 @@ pub(in crate::netlink) const DUMP: u16 = 0x300;
 const DUMP_INTERRUPTED: u16 = 0x10;
 /// How often a dump is begun before it is given up.
 pub(super) const ATTEMPTS: usize = 4;
+/// How often a set is walked until no element is named twice.
+const WALKS: usize = 8;
 /// `struct nfgenmsg`.
 const NETFILTER_HEADER: usize = 4;
 
@@ -34,7 +36,7 @@ pub struct DumpedTable {
 }
 
 /// An element of a set or map, as bytes: each field in its own order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DumpedElement {
     /// The key.
     pub key: Vec<u8>,
@@ -74,7 +76,11 @@ impl Connection {
         }
     }
 
-    /// All elements of a set or map, in no order.
+    /// All elements of a set or map, in the order of their keys.
+    ///
+    /// The kernel's hash may be growing while it is walked, just after many elements came: each part of the walk goes on
+    /// behind as many elements as were seen, so that some are named twice and as many not at all. It is walked again then;
+    /// where packets add elements all the time, the last walk has to do.
     ///
     /// # Errors
     ///
@@ -87,17 +93,34 @@ impl Connection {
             put_text(out, TABLE, table.name);
             put_text(out, SET, set);
         };
-        for _ in 0..ATTEMPTS {
+        let mut interruptions = 0;
+        let mut last = None;
+        for _ in 0..WALKS {
             let mut found = Vec::new();
             let asked = self.ask(GET_ELEMENTS, DUMP, table, request, |attributes| {
                 let list = attributes.nested(ELEMENTS).into_iter().flatten();
                 found.extend(list.map(|(_, element)| read_element(&Attributes(element))));
             });
-            if !matches!(asked, Err(ConnectionError::Interrupted)) {
-                return asked.map(|()| found);
+            match asked {
+                Ok(()) => {}
+                Err(ConnectionError::Interrupted) => {
+                    interruptions += 1;
+                    if interruptions == ATTEMPTS {
+                        break;
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
+            let seen = found.len();
+            found.sort_unstable();
+            found.dedup();
+            if found.len() == seen {
+                return Ok(found);
+            }
+            last = Some(found);
         }
-        Err(ConnectionError::Interrupted)
+        last.ok_or(ConnectionError::Interrupted)
     }
 
     /// The number of the last transaction that anybody made in this network namespace.

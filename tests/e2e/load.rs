@@ -130,10 +130,7 @@ impl Load {
                     }
                     Err(reason) => account.failed.push(Failed {
                         start: attempt.start,
-                        text: format!(
-                            "{way}, {:?} after the start: {reason} after {took:?}",
-                            attempt.start - self.start
-                        ),
+                        text: format!("{way}, {:?} after the start: {reason} after {took:?}", attempt.start - self.start),
                     }),
                 }
             }

@@ -4,8 +4,8 @@
 //! however long the thread takes. A packet that the old rules translated may still be on its way when the first look is
 //! over, and makes an entry behind it: so each frontend gets a second and a third look shortly after.
 //!
-//! Where the table is large and the frontends are few, the kernel is asked for their flows alone, else for all of a protocol. Entries are deleted while the
-//! others are read, by a second socket, so that memory does not grow with the table.
+//! Where the table is large and the frontends are few, the kernel is asked for their flows alone, else for all of a
+//! protocol. Entries are deleted while the others are read, by a second socket, so that memory does not grow with the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -77,6 +77,11 @@ bench: setup ## Run the benches.
 	cargo bench --locked --bench datapath
 	cargo bench --locked --bench affinity
 
+# STEELYARD_SIZES chooses the numbers of Services, STEELYARD_PEERS the parts (start, changes, traffic).
+.PHONY: bench-peers
+bench-peers: setup ## Measure Steelyard beside the real kube-proxy and beside plain routing.
+	cargo bench --locked --bench peers
+
 .PHONY: image
 image: ## Make our container image; prints where the archive is.
 	@$(LAB) image

@@ -11,6 +11,7 @@ mod alone;
 mod beside;
 mod cleanup;
 mod connections;
+mod error;
 mod mode;
 mod parts;
 mod servers;
@@ -23,19 +24,17 @@ use std::sync::Arc;
 use clap::ArgAction;
 use kube::Client;
 use prometheus_client::registry::Registry;
-use thiserror::Error;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinError;
 
 use self::alone::Alone;
 use self::connections::ConnectionArgs;
+pub use self::error::NodeError;
 use self::parts::{Parts, ends, finish};
 use self::watches::Watches;
-use super::cluster::{ClusterArgs, ClusterError};
+use super::cluster::ClusterArgs;
 use super::forwarding::ForwardingArgs;
 use super::{DECISION, DatapathMode};
 use crate::datapath;
-use crate::datapath::apply::ApplyError;
 use crate::datapath::health_check::proxy;
 use crate::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use crate::datapath::reconciler::{Datapath, Outputs};
@@ -46,16 +45,14 @@ use crate::model::datapath_mode::Mode;
 use crate::model::programmed::Programmed;
 use crate::model::service_proxy::HEALTH_PORT;
 use crate::names::NodeName;
-use crate::netlink::ctnetlink::ConntrackError;
-use crate::netlink::links::{self, LinksError};
-use crate::netlink::nf_tables::ConnectionError;
-use crate::runtime::admin::{self, AdminError, Readiness};
+use crate::netlink::links;
+use crate::runtime::admin::{self, Readiness};
 use crate::runtime::limits::raise_open_files;
 use crate::runtime::node_announcement;
 use crate::runtime::node_report::NodeReports;
 use crate::runtime::reconcile;
 use crate::runtime::shutdown::{Shutdown, ShutdownTrigger, shutdown};
-use crate::runtime::sysctls::{self, SysctlsError};
+use crate::runtime::sysctls;
 use crate::speaker::{self, Surroundings};
 
 const EXAMPLES: &str = "\
@@ -97,7 +94,8 @@ pub struct Node {
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     speaker: bool,
 
-    /// Whether to forward Service traffic; with `off`, rules of an earlier run are deleted once another proxy is seen
+    /// Whether to forward Service traffic; with `off`, rules of an earlier run are deleted once another proxy is seen to
+    /// forward, or after 30 s
     #[arg(long, value_enum, default_value_t = DatapathMode::On)]
     datapath: DatapathMode,
 
@@ -144,59 +142,6 @@ pub struct Node {
     /// runs here
     #[arg(long)]
     cleanup: bool,
-}
-
-/// Why the agent ended.
-#[derive(Debug, Error)]
-pub enum NodeError {
-    /// No way to the API server.
-    #[error(transparent)]
-    Cluster(#[from] ClusterError),
-    /// Interfaces cannot be followed.
-    #[error("failed to follow the network interfaces")]
-    Links(#[from] LinksError),
-    /// The datapath could not start.
-    #[error("failed to start the datapath")]
-    Datapath(#[source] ApplyError),
-    /// There is no way to the tracked connections.
-    #[error("failed to start following connections")]
-    Sweeper(#[source] ConntrackError),
-    /// Changes of our tables by others would go unnoticed.
-    #[error("failed to follow the changes of nf_tables")]
-    Listener(#[source] ConnectionError),
-    /// Rules of an earlier run would go on forwarding to endpoints of then.
-    #[error("failed to remove what the agent left")]
-    Cleanup(#[source] ApplyError),
-    /// Settings of the kernel may not be what they were.
-    #[error("failed to put back the kernel's settings")]
-    Sysctls(#[from] SysctlsError),
-    /// The result is there, and nobody reads it.
-    #[error("failed to say what was removed")]
-    Say(#[source] std::io::Error),
-    /// Another agent would undo what this one does.
-    #[error("another steelyard node runs in this network namespace")]
-    NotAlone,
-    /// It would write its rules again.
-    #[error("an agent (steelyard node) runs on this node: stop it first, or uninstall the chart")]
-    AgentRuns,
-    /// Whether another runs is not known.
-    #[error("failed to find out whether another agent runs on this node")]
-    Alone(#[source] std::io::Error),
-    /// There is nobody to announce or forward for.
-    #[error("--node-name is missing")]
-    NoNodeName,
-    /// The admin server could not start or broke.
-    #[error(transparent)]
-    Admin(#[from] AdminError),
-    /// Signals cannot be taken.
-    #[error("failed to install signal handlers")]
-    Signals(#[source] std::io::Error),
-    /// A part ended though nobody asked it to.
-    #[error("{0} ended unexpectedly")]
-    Ended(&'static str),
-    /// A part panicked.
-    #[error("a part of the agent panicked")]
-    Panicked(#[from] JoinError),
 }
 
 impl Node {

@@ -27,6 +27,7 @@ use self::target::{Target, TargetError, addresses_of};
 use super::cluster::{ClusterArgs, ClusterError};
 use super::forwarding::ForwardingArgs;
 use crate::datapath::simulate::{Packet, not_proxied};
+use crate::model::node::Node;
 use crate::model::{Family, Protocol};
 use crate::names::ServiceKey;
 
@@ -187,7 +188,10 @@ impl Trace {
             for (node, reason) in nodes {
                 let packet = Packet { source: self.from, destination, port, protocol };
                 let follow = |(node, reason): Chosen<'_>| {
-                    View::new(&objects, node, &settings, self.local_addresses.iter().copied()).trace(packet, reason)
+                    let view = View::new(&objects, node, &settings, self.local_addresses.iter().copied());
+                    let mut traced = view.trace(packet, reason);
+                    traced.notes.extend(objects.idle.get(&node.name).map(|mode| idle_note(node, mode)));
+                    traced
                 };
                 let mut traced = follow((node, reason));
                 let next = place::next(&objects, node, destination)
@@ -221,6 +225,13 @@ impl Trace {
             }
         }
     }
+}
+
+fn idle_note(node: &Node, mode: &str) -> String {
+    let name = &node.name;
+    format!(
+        "the agent of {name} does not forward (datapath {mode}): this is what it would do; another service proxy may differ"
+    )
 }
 
 /// The worst of all.

@@ -12,6 +12,9 @@ use crate::names::{NodeName, ServiceKey};
 const NAMED_NODES: usize = 3;
 /// How many different messages one condition carries.
 const MESSAGES: usize = 3;
+/// How much of a message is told. Agents keep to it; one that does not must not fill the Service's object, which every node
+/// watches.
+const LONGEST_MESSAGE: usize = 500;
 /// The reason where a node gave one that the API server would not take.
 const UNREADABLE: &str = "Problem";
 
@@ -31,8 +34,14 @@ fn condition(troubles: &BTreeMap<&Trouble, BTreeSet<&NodeName>>) -> DesiredCondi
     let mut order: Vec<(&Trouble, &BTreeSet<&NodeName>)> = troubles.iter().map(|(a, b)| (*a, b)).collect();
     order.sort_by_key(|(trouble, nodes)| (std::cmp::Reverse(nodes.len().min(NAMED_NODES)), *trouble));
     let reason = order.first().map(|(trouble, _)| trouble.reason.as_str()).filter(|reason| is_reason(reason));
-    let mut parts: Vec<String> =
-        order.iter().take(MESSAGES).map(|(trouble, nodes)| format!("{}: {}", list(nodes), trouble.message)).collect();
+    let mut parts: Vec<String> = order
+        .iter()
+        .take(MESSAGES)
+        .map(|(trouble, nodes)| {
+            let message: String = trouble.message.chars().take(LONGEST_MESSAGE).collect();
+            format!("{}: {message}", list(nodes))
+        })
+        .collect();
     if order.len() > MESSAGES {
         parts.push("and more, see the NodeAnnouncements".to_owned());
     }
@@ -104,6 +113,12 @@ mod tests {
         assert_eq!(told(&two), ("Refused".to_owned(), "on a, b: x; on c: y".to_owned()));
         let many = index(&[("a", "A", "1"), ("a", "B", "2"), ("a", "C", "3"), ("a", "D", "4")]);
         assert!(told(&many).1.ends_with("on a: 3; and more, see the NodeAnnouncements"));
+    }
+
+    #[test]
+    fn a_message_of_any_length_is_cut() {
+        let message = "x".repeat(50_000);
+        assert_eq!(told(&index(&[("a", "Refused", &message)])).1.len(), "on a: ".len() + LONGEST_MESSAGE);
     }
 
     #[test]

@@ -178,6 +178,16 @@ impl Datapath {
         });
     }
 
+    /// A turn that failed may have found the kernel without what it had, since others were there: then nobody must be drawn
+    /// to this node by addresses that it does not forward.
+    fn failed(&self) {
+        self.outputs.progress.fail();
+        let is_settled = self.outputs.programmed.borrow().is_settled();
+        if is_settled {
+            self.publish();
+        }
+    }
+
     /// When a turn is due though nothing else happens.
     fn next(&self) -> Next {
         let now = Instant::now();
@@ -338,7 +348,7 @@ impl Component for Datapath {
             Scope::Changed if is_repair => self.programmer.repair(entries, &update.entries, node),
             Scope::Changed => self.programmer.apply(entries, &plan::Scope::Update(update), node),
         });
-        let mut report = report.inspect_err(|_| self.outputs.progress.fail())?;
+        let mut report = report.inspect_err(|_| self.failed())?;
         if is_repair || scope == Scope::Resync {
             self.repaired(&report, now.monotonic);
         }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::telemetry::chain;
 use crate::model::service_proxy::{Health, Look, METRICS_PORT};
 use crate::netlink::listeners::{Listener, listeners, own_sockets};
 
@@ -18,14 +17,11 @@ const ENOUGH: usize = 128;
 
 /// Who listens on the health port or on kube-proxy's metrics port, besides this process; with `asks` also what the health
 /// port answers. Rules are not looked at.
-pub async fn look(health_port: u16, asks: bool) -> Look {
-    let others = match others(&[health_port, METRICS_PORT]) {
-        Ok(others) => others,
-        Err(error) => {
-            tracing::warn!(error = chain(&error), "failed to find out who listens on a service proxy's ports");
-            return Look::default();
-        }
-    };
+///
+/// # Errors
+/// When it cannot be found out who listens. That is no sign that nobody does.
+pub async fn look(health_port: u16, asks: bool) -> io::Result<Look> {
+    let others = others(&[health_port, METRICS_PORT])?;
     let mut listening: Vec<u16> = others.iter().map(|listener| listener.address.port()).collect();
     listening.sort_unstable();
     listening.dedup();
@@ -34,7 +30,7 @@ pub async fn look(health_port: u16, asks: bool) -> Look {
         Some(listener) => health(reachable(listener.address)).await,
         None => None,
     };
-    Look { listening, health, rules: None }
+    Ok(Look { listening, health, rules: None })
 }
 
 fn others(ports: &[u16]) -> io::Result<Vec<Listener>> {
@@ -118,7 +114,7 @@ mod tests {
     #[tokio::test]
     async fn our_own_sockets_are_no_other_proxy() {
         let ours = server(&[("/livez", 200)]).await;
-        let look = look(ours.port(), true).await;
+        let look = look(ours.port(), true).await.unwrap();
         assert!(!look.listening.contains(&ours.port()), "{look:?}");
         assert_eq!(look.health, None);
     }

@@ -167,14 +167,15 @@ impl Sysctls {
                 Ok(now) if now != set => Outcome::Kept(now),
                 Ok(now) => match self.set(&name, before) {
                     Ok(()) => Outcome::Changed { before: now, now: before },
-                    Err(error) => {
-                        self.changed.insert(name.clone(), Changed { before, set });
-                        Outcome::Refused(error.to_string())
-                    }
+                    Err(error) => Outcome::Refused(error.to_string()),
                 },
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => Outcome::Refused(error.to_string()),
             };
+            if matches!(outcome, Outcome::Refused(_)) {
+                // For another attempt, with more rights perhaps.
+                self.changed.insert(name.clone(), Changed { before, set });
+            }
             outcomes.push((name, outcome));
         }
         self.save()?;
@@ -292,6 +293,17 @@ mod tests {
         assert!(matches!(machine.sysctls().apply(&MAX).unwrap(), Outcome::Refused(_)));
         assert!(!machine.folder.path().join("net/absent").exists());
         assert!(machine.sysctls().restore().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_put_back_now_is_not_forgotten() {
+        let machine = Machine::new("50", "10");
+        machine.sysctls().apply(&TIMEOUT).unwrap();
+        machine.write("net/timeout", "unreadable");
+        assert!(matches!(machine.sysctls().restore().unwrap().as_slice(), [(_, Outcome::Refused(_))]));
+        machine.write("net/timeout", "60");
+        machine.sysctls().restore().unwrap();
+        assert_eq!(machine.read("net/timeout"), "10");
     }
 
     #[test]

@@ -115,17 +115,30 @@ fn the_settings_of_the_agents_hold_where_none_are_given() {
     assert!(outcome(&["--cluster-cidr", "10.244.0.0/16"]).contains("the client is a pod (10.244.0.0/16)"));
 }
 
+#[test]
+fn a_node_that_does_not_forward_is_told_apart() {
+    let announcement = |mode: &str| json!({ "kind": "NodeAnnouncement", "metadata": { "name": "node1" }, "status": { "datapath": mode } });
+    let note = |mode: &str| {
+        let arguments = ["-f", CLUSTER, "-f", "-", "--from", "10.244.1.77", "--to", "10.96.0.12:80"];
+        let output = steelyard(&arguments, &announcement(mode).to_string());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().contains("the agent of node1 does not forward (datapath Off)")
+    };
+    assert!(note("Off"));
+    assert!(!note("On"));
+}
+
 /// Every flow of the fact tables, with the objects in a file as a user would have them.
 #[test]
 fn the_verdicts_are_those_of_the_fact_tables() {
     let file = CaseFile::built_in();
     let (mut count, mut wrong) = (0, Vec::new());
     for case in &file.scenarios {
-        for (suffix, case) in in_both_families(case) {
-            let scenario = Scenario::read(&case.unwrap()).unwrap();
+        for (suffix, twin) in in_both_families(case) {
+            let scenario = Scenario::read(&twin.unwrap()).unwrap();
             for (name, result) in check(&scenario) {
                 count += 1;
-                wrong.extend(result.err().map(|error| format!("{}{suffix}: {name}: {error}", title_of(&json!({})))));
+                wrong.extend(result.err().map(|error| format!("{}{suffix}: {name}: {error}", title_of(case))));
             }
         }
     }

@@ -54,3 +54,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $mode := .Values.datapath.mode -}}
 {{- if kindIs "bool" $mode -}}{{ ternary "on" "off" $mode }}{{- else if has $mode (list "auto" "on" "off") -}}{{ $mode }}{{- else -}}{{ fail (printf "datapath.mode must be auto, on or off, not %v" $mode) }}{{- end -}}
 {{- end -}}
+
+{{/* The same of the grace period; what is no span would keep every agent from starting. */}}
+{{- define "steelyard.resetGoneEndpoints" -}}
+{{- $span := .Values.datapath.resetGoneEndpoints -}}
+{{- if and (kindIs "bool" $span) (not $span) -}}off{{- else if regexMatch "^(off|[0-9]+(ms|s|m|h))$" (toString $span) -}}{{ $span }}{{- else -}}{{ fail (printf "datapath.resetGoneEndpoints must be a span such as 10s or off, not %v" $span) }}{{- end -}}
+{{- end -}}
+
+{{/* A whole number. Helm makes floats of large ones, and would quietly make 0 of a text such as 24h, which means something else. */}}
+{{- define "steelyard.number" -}}
+{{- if regexMatch "^[0-9]+([.][0-9]+)?(e[+][0-9]+)?$" (toString .) -}}{{ int64 . }}{{- else -}}{{ fail (printf "datapath.conntrack: %v is no whole number" .) }}{{- end -}}
+{{- end -}}

@@ -8,13 +8,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::mode::in_words;
 use crate::api::node_announcement::ServiceProxy;
 use crate::datapath::apply::Programmer;
 use crate::datapath::leftovers::{Leftovers, LeftoversError, legacy_tables};
 use crate::model::problem::Problem;
 use crate::model::programmed::Programmed;
-use crate::model::service_proxy::{Memory, Verdict};
+use crate::model::service_proxy::{Look, Memory, Verdict};
 use crate::netlink::nf_tables::{Connection, ConnectionError};
 use crate::runtime::admin::Readiness;
 use crate::runtime::node_report::{NodeReports, Reporter};
@@ -34,9 +33,21 @@ const ABSENCE: Duration = Duration::from_secs(5);
 /// The part of readiness that is the other proxy's.
 const OTHER: &str = "other service proxy";
 
-/// Whether another proxy runs here.
-pub(super) async fn sighting(health_port: u16) -> ServiceProxy {
-    in_words(look(health_port, false).await.running())
+/// Looks for another proxy, and with `asks` how it does; nothing, and a word in the log, when that fails.
+pub(super) async fn see(health_port: u16, asks: bool) -> Option<Look> {
+    let looked = look(health_port, asks).await;
+    let failed = |error: &std::io::Error| {
+        tracing::warn!(error = chain(error), "failed to find out who listens on a service proxy's ports");
+    };
+    looked.inspect_err(failed).ok()
+}
+
+/// Whether another proxy runs, in the words of the report.
+pub(super) fn in_words(running: Option<String>) -> ServiceProxy {
+    match running {
+        Some(evidence) => ServiceProxy { detected: true, evidence },
+        None => ServiceProxy { detected: false, evidence: "nobody listens on the ports of a service proxy".to_owned() },
+    }
 }
 
 /// Takes the other proxy's health for our readiness to forward, and deletes our own rules of an earlier run once it forwards.
@@ -62,8 +73,12 @@ pub(super) async fn stand_aside(
                 why: "another service proxy is trusted to, unseen (--proxy-health-port=0)".to_owned(),
             }
         } else {
-            let mut seen = look(port, true).await;
-            reports.set_service_proxy(in_words(seen.running()));
+            let seen = see(port, true).await;
+            if let Some(seen) = &seen {
+                reports.set_service_proxy(in_words(seen.running()));
+            }
+            // Unseen is as if it did not answer: this node lets others take over rather than attract what goes nowhere.
+            let mut seen = seen.unwrap_or_default();
             if seen.health.is_none() {
                 seen.rules = rules.look();
             }
@@ -173,12 +188,17 @@ pub(super) async fn take_over(
     let mut heir = Heir::default();
     let mut last = BTreeSet::new();
     loop {
-        let running = look(port, false).await.running();
-        reports.set_service_proxy(in_words(running.clone()));
-        let problems = heir.turn(running, Instant::now());
-        if problems != last {
-            reporter.report(problems.clone());
-            last = problems;
+        match see(port, false).await {
+            Some(seen) => {
+                let running = seen.running();
+                reports.set_service_proxy(in_words(running.clone()));
+                let problems = heir.turn(running, Instant::now());
+                if problems != last {
+                    reporter.report(problems.clone());
+                    last = problems;
+                }
+            }
+            None => heir.could_not_look(),
         }
         tokio::select! {
             () = stop.requested() => return,
@@ -200,6 +220,11 @@ struct Heir {
 }
 
 impl Heir {
+    /// The other may run all the same: how long it has been gone is counted anew.
+    const fn could_not_look(&mut self) {
+        self.absent_since = None;
+    }
+
     fn turn(&mut self, running: Option<String>, now: Instant) -> BTreeSet<Problem> {
         let mut problems = BTreeSet::new();
         if let Some(evidence) = running {
@@ -284,7 +309,10 @@ mod tests {
             assert_eq!(heir.turn(None, after(60)), BTreeSet::new());
             assert_eq!(heir.turn(None, after(64)), BTreeSet::new());
             assert!(nft(&["list", "tables"], "").contains("kube-proxy"), "it may be in an upgrade");
+            heir.could_not_look();
             heir.turn(None, after(65));
+            assert!(nft(&["list", "tables"], "").contains("kube-proxy"), "nobody could see whether it is gone");
+            heir.turn(None, after(70));
             assert_eq!(nft(&["list", "tables"], ""), "");
         });
     }

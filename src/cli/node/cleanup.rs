@@ -15,7 +15,7 @@ pub(super) fn run(state_file: &Path) -> Result<(), NodeError> {
     let deleted = Programmer::new().and_then(|mut programmer| programmer.cleanup()).map_err(NodeError::Cleanup)?;
     let mut lines: Vec<String> = deleted.into_iter().map(|family| format!("deleted table {}", table(family))).collect();
     if lines.is_empty() {
-        lines.push("nothing of Steelyard is left in the kernel".to_owned());
+        lines.push("no nf_tables table of Steelyard is left".to_owned());
     }
     writeln!(std::io::stdout().lock(), "{}", lines.join("\n")).map_err(NodeError::Say)?;
     Ok(put_back(state_file)?)

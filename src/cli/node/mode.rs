@@ -7,8 +7,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{Api, Client};
 use tokio::sync::watch;
 
-use super::beside::sighting;
-use crate::api::node_announcement::ServiceProxy;
+use super::beside::{in_words, see};
 use crate::model::datapath_mode::{Decision, Mode};
 use crate::names::NodeName;
 use crate::runtime::node_report::NodeReports;
@@ -61,7 +60,10 @@ pub(super) async fn wait(
                         "waiting for the controller to decide the datapath's mode; the kernel is left as it is"
                     );
                 }
-                reports.set_service_proxy(sighting(health_port).await);
+                // Without a look nothing is said: the controller would take it that nobody else forwards here.
+                if let Some(seen) = see(health_port, false).await {
+                    reports.set_service_proxy(in_words(seen.running()));
+                }
                 reports.set_datapath("Waiting");
                 reports.set_announcements(Vec::new());
                 if !has_owner {
@@ -99,12 +101,4 @@ pub(super) async fn end_on_another(
         trigger.request();
     }
     stop.requested().await;
-}
-
-/// Whether another proxy runs, in the words of the report.
-pub(super) fn in_words(running: Option<String>) -> ServiceProxy {
-    match running {
-        Some(evidence) => ServiceProxy { detected: true, evidence },
-        None => ServiceProxy { detected: false, evidence: "nobody listens on the ports of a service proxy".to_owned() },
-    }
 }

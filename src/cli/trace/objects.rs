@@ -1,6 +1,6 @@
 //! The objects that a trace looks at: as the API or files have them, read by the model like the agents read them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -19,6 +19,9 @@ use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
 use crate::runtime::telemetry::chain;
 
+/// What the agent of a node that forwards says of itself.
+const FORWARDS: &str = "On";
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
@@ -28,6 +31,8 @@ pub(super) struct Objects {
     pub(super) service_cidrs: BTreeSet<IpNet>,
     /// Who announces what.
     pub(super) announcements: Vec<(NodeName, IpAddr)>,
+    /// Nodes whose agents do not forward: in which mode they are instead.
+    pub(super) idle: BTreeMap<NodeName, String>,
     /// The arguments of our agents' container.
     pub(super) agent_arguments: Option<Vec<String>>,
     /// What was left out, and why.
@@ -82,6 +87,8 @@ impl Objects {
 
     pub(super) fn add_announcement(&mut self, object: &NodeAnnouncement) {
         let node = object.metadata.name.as_deref().map(NodeName::new);
+        let mode = object.status.as_ref().and_then(|status| status.datapath.clone());
+        self.idle.extend(node.clone().zip(mode.filter(|mode| mode != FORWARDS)));
         let announced = object.status.iter().flat_map(|status| &status.announcements);
         self.announcements
             .extend(announced.filter_map(|announced| Some((node.clone()?, parse_address(&announced.address)?))));

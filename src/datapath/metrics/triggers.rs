@@ -7,6 +7,9 @@ use jiff::Timestamp;
 
 use crate::model::Family;
 
+/// How many are kept while the kernel takes nothing: more would say no more, and would grow without end.
+const MOST: usize = 10_000;
+
 /// Triggers of changes that the kernel does not have yet.
 #[derive(Debug)]
 pub struct Triggers {
@@ -23,7 +26,10 @@ impl Triggers {
 
     /// Sees when a change of a slice was set off, beside when the one known before was: the same trigger counts once.
     pub fn see(&mut self, family: Family, trigger: Option<Timestamp>, known: Option<Timestamp>) {
-        self.pending.extend(trigger.filter(|it| *it > self.start && trigger != known).map(|it| (family, it)));
+        let news = trigger.filter(|it| *it > self.start && trigger != known);
+        if self.pending.len() < MOST {
+            self.pending.extend(news.map(|it| (family, it)));
+        }
     }
 
     /// The kernel has everything: how long each took. Clocks differ, so a trigger may seem to lie ahead.

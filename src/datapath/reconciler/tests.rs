@@ -1,5 +1,6 @@
 //! The loop against the real kernel and a rival who changes our tables, in network namespaces of their own.
 
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -27,6 +28,7 @@ const SOON: Duration = Duration::from_secs(20);
 struct Stage {
     eyes: Connection,
     events: mpsc::Sender<Event>,
+    programmed: watch::Receiver<Arc<Programmed>>,
     registry: Registry,
 }
 
@@ -51,7 +53,7 @@ fn with_datapath(services: u32, test: impl FnOnce(Stage) + Send) {
             sender.blocking_send(event).unwrap();
         }
         runtime.block_on(programmed_here.wait_for(|programmed| programmed.is_settled())).unwrap();
-        test(Stage { eyes: Connection::open().unwrap(), events: sender, registry });
+        test(Stage { eyes: Connection::open().unwrap(), events: sender, programmed: programmed_here, registry });
         trigger.request();
         runtime.block_on(running).unwrap();
     });
@@ -131,6 +133,20 @@ impl Stage {
         }
     }
 
+    /// Waits until the speaker is told, or not told any more, that an address is forwarded.
+    fn wait_for_address(&self, address: &str, is_forwarded: bool) {
+        let address = address.parse().unwrap();
+        let deadline = Instant::now() + SOON;
+        while self.programmed.borrow().has(address) != is_forwarded {
+            assert!(
+                Instant::now() < deadline,
+                "{address} is still said {}to be forwarded",
+                if is_forwarded { "not " } else { "" }
+            );
+            thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+
     fn metric(&self, name: &str) -> u64 {
         let mut text = String::new();
         encode(&mut text, &self.registry).unwrap();
@@ -207,6 +223,25 @@ fn who_fights_us_is_slowed_down_and_others_are_served_on() {
             assert!(Instant::now() < deadline, "never repaired");
             thread::park_timeout(Duration::from_millis(5));
         }
+    });
+}
+
+#[test]
+fn addresses_that_the_kernel_forwards_no_more_are_withdrawn_though_nothing_can_be_done() {
+    with_datapath(10, |stage| {
+        let address = "192.0.2.1";
+        let mut served = service(10);
+        served.external_ips.push(address.parse().unwrap());
+        stage.events.blocking_send(Event::Service(Seen::Applied(served))).unwrap();
+        stage.wait_for_address(address, true);
+        // Who owns a table keeps all others from it, for as long as he lives.
+        let mut rival = Command::new("nft").arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut orders = rival.stdin.take().unwrap();
+        writeln!(orders, "flush ruleset ; add table ip steelyard {{ flags owner ; }}").unwrap();
+        stage.wait_for_address(address, false);
+        drop(orders);
+        assert!(rival.wait().unwrap().success());
+        stage.wait_for_address(address, true);
     });
 }
 

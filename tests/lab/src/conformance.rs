@@ -351,7 +351,8 @@ impl Judge<'_> {
             kubernetes: KUBERNETES_VERSION.0.to_owned(),
             steelyard: version()?,
             date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
-            kernel: kernel.trim().to_owned(),
+            // Without what a distribution appends.
+            kernel: kernel.trim().split('-').next().unwrap_or_default().to_owned(),
             left_out: left_out.collect::<Result<_>>()?,
             specs,
         })

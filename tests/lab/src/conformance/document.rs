@@ -156,7 +156,7 @@ fn left_out(page: &mut String, runs: &[&Results]) {
     let told: BTreeSet<String> = runs
         .iter()
         .flat_map(|run| &run.left_out)
-        .map(|left| format!("- {}, {} specs: {}\n", left.what, left.count, left.why))
+        .map(|left| format!("- {} ({}): {}\n", left.what, left.count, left.why))
         .collect();
     page.extend(told);
     page.push('\n');
@@ -236,7 +236,7 @@ mod tests {
             "## Passes with Steelyard, not with kube-proxy\n\n- a: failed; the suite says: bad\n",
             "| b | Steelyard | failed: no \\| answer |\n",
             "- Steelyard, c: the first time slow\n",
-            "- Internet, 3 specs: none in a lab\n",
+            "- Internet (3): none in a lab\n",
             "| a | passed 12.3 | failed 12.3 |\n",
             "| c | passed 12.3, second attempt | passed 12.3 |\n",
         ] {

@@ -10,6 +10,7 @@
     reason = "test code"
 )]
 
+#[allow(dead_code, reason = "the end-to-end tests ask for more of it")]
 #[path = "../e2e/load.rs"]
 mod load;
 

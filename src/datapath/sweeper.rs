@@ -169,9 +169,7 @@ impl Waiting {
         for (frontend, number) in numbers {
             let Some(word) = self.fates.get_mut(&frontend).filter(|word| word.number == number) else { continue };
             word.looks += 1;
-            // An endpoint that is gone for long gets no packets that are still on their way.
-            let is_done = matches!(word.fate, Fate::Without { .. });
-            match LOOKS.get(word.looks).filter(|_| !is_done) {
+            match LOOKS.get(word.looks).filter(|_| word.fate.may_meet_late_packets()) {
                 Some(after) => word.due = word.since + *after,
                 None => drop(self.fates.remove(&frontend)),
             }
@@ -247,8 +245,12 @@ impl Broom {
         let mut deleted = 0;
         let mut result = Ok(());
         reader.dump(filter, |entry| {
-            let flow =
-                Flow { protocol: entry.protocol, destination: entry.destination, reply_source: entry.reply_source };
+            let flow = Flow {
+                protocol: entry.protocol,
+                destination: entry.destination,
+                reply_source: entry.reply_source,
+                is_answered: entry.is_answered,
+            };
             if !view.is_stale(&flow) {
                 return;
             }

@@ -130,7 +130,10 @@ impl Load {
                     }
                     Err(reason) => account.failed.push(Failed {
                         start: attempt.start,
-                        text: format!("{way}, {:?} after the start: {reason} after {took:?}", attempt.start - self.start),
+                        text: format!(
+                            "{way}, {:?} after the start: {reason} after {took:?}",
+                            attempt.start - self.start
+                        ),
                     }),
                 }
             }

@@ -146,7 +146,8 @@ fn agent(lab: &Lab, node: Member) -> Option<(String, u64)> {
     let list = lab.get_raw(&format!("/api/v1/namespaces/{OURS}/pods?fieldSelector=spec.nodeName%3D{node}")).ok()?;
     let pods = list["items"].as_array()?;
     let pod = pods.iter().find(|pod| {
-        pod["metadata"]["labels"]["app.kubernetes.io/component"] == "node" && pod["metadata"]["deletionTimestamp"].is_null()
+        pod["metadata"]["labels"]["app.kubernetes.io/component"] == "node"
+            && pod["metadata"]["deletionTimestamp"].is_null()
     })?;
     let container = &pod["status"]["containerStatuses"][0];
     let is_ready = container["ready"] == Value::Bool(true);
@@ -272,9 +273,10 @@ fn rules_that_somebody_flushes_are_back_before_a_second_syn() {
             node.run("nft", arguments).unwrap();
             let gone = Instant::now();
             // Without the pause of `wait`: milliseconds count.
-            while !["table ip steelyard", "table ip6 steelyard"].iter().all(|table| {
-                node.run("nft", &["list", "tables"]).unwrap().contains(table)
-            }) {
+            while !["table ip steelyard", "table ip6 steelyard"]
+                .iter()
+                .all(|table| node.run("nft", &["list", "tables"]).unwrap().contains(table))
+            {
                 assert!(gone.elapsed() < SETTLE, "the tables do not come back after nft {arguments:?}");
             }
             repairs.push((start, gone, Instant::now()));

@@ -2,7 +2,7 @@
 //! root. See `benches/README.md`.
 //!
 //! `STEELYARD_PEERS=start,changes,traffic` chooses parts, `STEELYARD_SIZES=1000,10000` the numbers of Services;
-//! at sizes above 10,000 kube-proxy does not take part. `STEELYARD_BIN` names another agent than the one of this build.
+//! at sizes above 10,000 kube-proxy does not take part. `STEELYARD_ROUNDS` says how often each starts, `STEELYARD_BIN` names another agent than the one of this build.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,8 +10,9 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::indexing_slicing,
+    clippy::disallowed_methods,
     unreachable_pub,
-    reason = "a bench prints and may end badly"
+    reason = "a bench prints and may end badly, and looks at processes every now and then, which tell nobody of themselves"
 )]
 
 #[path = "peers/changes.rs"]
@@ -61,6 +62,8 @@ fn main() -> ExitCode {
     let sizes = std::env::var("STEELYARD_SIZES").unwrap_or_else(|_| "1000,10000,44000".to_owned());
     let sizes: Vec<u32> = sizes.split(',').map(|size| size.parse().expect("STEELYARD_SIZES holds numbers")).collect();
 
+    let rounds: Option<u32> = std::env::var("STEELYARD_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+
     space::clear_leftovers();
     say("looking for the programs of a cluster");
     let programs = steelyard_lab::programs::ensure(&mut |line| say(line)).unwrap();
@@ -81,7 +84,7 @@ fn main() -> ExitCode {
         let kube_proxy_too = *size <= MOST_FOR_KUBE_PROXY;
         let ours = World::new("ours", &control, 1);
         let theirs = World::new("theirs", &control, 2);
-        let rounds = if *size >= MOST_FOR_KUBE_PROXY { 3 } else { 5 };
+        let rounds = rounds.unwrap_or(if *size >= MOST_FOR_KUBE_PROXY { 3 } else { 5 });
         for round in 0..rounds {
             let mut contenders = vec![(Who::Steelyard, &ours)];
             contenders.extend(kube_proxy_too.then_some((Who::KubeProxy, &theirs)));

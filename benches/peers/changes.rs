@@ -13,6 +13,7 @@ use crate::figures::{at, median, times};
 use crate::kernel::Commits;
 use crate::objects::{scale_service, scale_slice};
 use crate::proxies::{Proxy, Who};
+use crate::say;
 use crate::world::World;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -51,7 +52,7 @@ impl Changes {
         let count = match proxy.who {
             Who::Steelyard => 40,
             Who::KubeProxy if size < 10_000 => 5,
-            Who::KubeProxy => 2,
+            Who::KubeProxy => 1,
         };
         // Numbers of a round's own, so that every change changes something.
         let first = (round * 2 + u32::from(proxy.who == Who::KubeProxy)) * 40;
@@ -121,6 +122,14 @@ impl Changes {
         delays.from_answer.push(committed.saturating_duration_since(answered).as_secs_f64() * 1000.0);
         rest(proxy, world);
         delays.cpu.push((proxy.cpu() - before) * 1000.0);
+        // A run that is cut short has said something.
+        let last = |delays: &[f64]| delays.last().copied().unwrap_or_default();
+        let (request, answer) = (last(&delays.from_request), last(&delays.from_answer));
+        say(&format!(
+            "{}, {}: {request:.2} ms after the request, {answer:.2} ms after the answer",
+            proxy.who.name(),
+            what.name()
+        ));
     }
 
     pub fn print(&self, size: u32) {

@@ -50,7 +50,7 @@ pub fn all(size: u32) -> Vec<Stored> {
 
 /// Waits until the API server shows them.
 pub fn wait_until_listed(api: &Lab, size: u32) {
-    wait("the API server to know all objects", Duration::from_secs(60), || {
+    wait("the API server to know all objects", Duration::from_secs(180), || {
         let client = api.client();
         let (services, slices) = api.block_on(async move {
             // From its cache, as the proxies' lists are.

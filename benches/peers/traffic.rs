@@ -21,9 +21,26 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// What is sent at once.
 const BULK: usize = 128 << 10;
 
-const GREET: u16 = PORTS[0].1;
-const ECHO: u16 = PORTS[1].1;
-const SINK: u16 = PORTS[2].1;
+/// Which of the ports.
+const GREET: usize = 0;
+const ECHO: usize = 1;
+const SINK: usize = 2;
+
+/// How a client gets to the server.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    world: &'a World,
+    to: Ipv4Addr,
+    /// To an endpoint itself.
+    is_direct: bool,
+}
+
+impl Way<'_> {
+    fn at(&self, port: usize) -> SocketAddr {
+        let (_, port, target) = PORTS[port];
+        (self.to, if self.is_direct { target } else { port }).into()
+    }
+}
 
 /// What one variant made of its turns.
 #[derive(Default)]
@@ -40,6 +57,13 @@ pub fn measure(ours: &World, theirs: &World, plain: &World, size: u32) {
         serve(world);
     }
     let endpoint = Ipv4Addr::from([ENDPOINTS[0], ENDPOINTS[1], ENDPOINTS[2], 1]);
+    let ways = |to: Ipv4Addr| {
+        [(ours, to, false), (theirs, to, false), (plain, endpoint, true)].map(|(world, to, is_direct)| Way {
+            world,
+            to,
+            is_direct,
+        })
+    };
     println!(
         "\n| {size} Services, traffic | rate: Steelyard | kube-proxy | no translation | Steelyard / kube-proxy | Steelyard / no \
          translation | kube-proxy / no translation | p50 µs: Steelyard | kube-proxy | no translation | p99 µs: Steelyard | \
@@ -50,36 +74,26 @@ pub fn measure(ours: &World, theirs: &World, plain: &World, size: u32) {
     for (name, to, from) in kinds {
         for flights in [1, 8] {
             let label = format!("new connections, {name}, {flights} in flight");
-            run(&label, &[(ours, to), (theirs, to), (plain, endpoint)], |world, to| {
-                connections(world, from, to, flights)
-            });
+            run(&label, &ways(to), |way| connections(way, from, flights));
         }
-        run(
-            &format!("exchanges on a connection, {name}"),
-            &[(ours, to), (theirs, to), (plain, endpoint)],
-            |world, to| exchanges(world, from[0], to),
-        );
-        run(&format!("Gbit/s, one stream, {name}"), &[(ours, to), (theirs, to), (plain, endpoint)], |world, to| {
-            bulk(world, from[0], to)
-        });
+        run(&format!("exchanges on a connection, {name}"), &ways(to), |way| exchanges(way, from[0]));
+        run(&format!("Gbit/s, one stream, {name}"), &ways(to), |way| bulk(way, from[0]));
     }
     for count in STICKY {
-        let to = sticky_ip(count);
         let label = format!("new connections, affinity, {count} endpoints, 1 in flight");
-        run(&label, &[(ours, to), (theirs, to), (plain, endpoint)], |world, to| connections(world, &pods, to, 1));
+        run(&label, &ways(sticky_ip(count)), |way| connections(way, &pods, 1));
     }
 }
 
 /// Gives each its turn in each round and prints the line.
-fn run(label: &str, variants: &[(&World, Ipv4Addr)], turn: impl Fn(&World, Ipv4Addr) -> (f64, Vec<f64>)) {
-    let mut all: Vec<Turns> = variants.iter().map(|_| Turns::default()).collect();
+fn run(label: &str, ways: &[Way<'_>], turn: impl Fn(&Way<'_>) -> (f64, Vec<f64>)) {
+    let mut all: Vec<Turns> = ways.iter().map(|_| Turns::default()).collect();
     for round in 0..=ROUNDS {
-        for at in 0..variants.len() {
+        for at in 0..ways.len() {
             // Another one begins each time.
-            let at = (at + round) % variants.len();
-            let (world, to) = variants[at];
-            world.forget_connections();
-            let (rate, delays) = turn(world, to);
+            let at = (at + round) % ways.len();
+            ways[at].world.forget_connections();
+            let (rate, delays) = turn(&ways[at]);
             // The first round warms up.
             if round > 0 {
                 all[at].rates.push(rate);
@@ -114,11 +128,11 @@ fn digits(value: f64) -> String {
 }
 
 /// New connections one after another in each flight: up to the server's first byte, then reset, which leaves nothing behind.
-fn connections(world: &World, sources: &[Ipv4Addr], to: Ipv4Addr, flights: usize) -> (f64, Vec<f64>) {
-    let to = SocketAddr::from((to, GREET));
+fn connections(way: &Way<'_>, sources: &[Ipv4Addr], flights: usize) -> (f64, Vec<f64>) {
+    let to = way.at(GREET);
     let started = Instant::now();
     let fly = |flight: usize| {
-        world.client.enter();
+        way.world.client.enter();
         let mut delays = Vec::new();
         let mut number = 0_usize;
         while started.elapsed() < TURN {
@@ -142,9 +156,9 @@ fn connections(world: &World, sources: &[Ipv4Addr], to: Ipv4Addr, flights: usize
 }
 
 /// One byte there and back, again and again.
-fn exchanges(world: &World, source: Ipv4Addr, to: Ipv4Addr) -> (f64, Vec<f64>) {
-    world.client.within(|| {
-        let mut stream = connect(source, 0, (to, ECHO).into());
+fn exchanges(way: &Way<'_>, source: Ipv4Addr) -> (f64, Vec<f64>) {
+    way.world.client.within(|| {
+        let mut stream = connect(source, 0, way.at(ECHO));
         let (started, mut delays) = (Instant::now(), Vec::new());
         while started.elapsed() < TURN {
             let begun = Instant::now();
@@ -157,9 +171,9 @@ fn exchanges(world: &World, source: Ipv4Addr, to: Ipv4Addr) -> (f64, Vec<f64>) {
 }
 
 /// As many bytes as go; the server says at the end how many came.
-fn bulk(world: &World, source: Ipv4Addr, to: Ipv4Addr) -> (f64, Vec<f64>) {
-    world.client.within(|| {
-        let mut stream = connect(source, 0, (to, SINK).into());
+fn bulk(way: &Way<'_>, source: Ipv4Addr) -> (f64, Vec<f64>) {
+    way.world.client.within(|| {
+        let mut stream = connect(source, 0, way.at(SINK));
         let (started, block) = (Instant::now(), vec![0; BULK]);
         while started.elapsed() < TURN {
             stream.write_all(&block).unwrap();

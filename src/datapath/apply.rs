@@ -1,6 +1,7 @@
 //! Programs the kernel: one transaction per turn, the whole table after a failure, and without an entry that it refuses.
 
 mod memory;
+mod programmed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,6 +9,7 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use self::memory::Forgetting;
+use self::programmed::Programmed;
 use crate::datapath::desired::{FrontendKey, Update};
 use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
@@ -15,7 +17,7 @@ use crate::datapath::nft::ids::Exhausted;
 use crate::datapath::nft::layout::{TABLE_NAME, table};
 use crate::datapath::nft::options::Options;
 use crate::datapath::nft::{read, write};
-use crate::datapath::plan::{Belief, Found, Scope, Transaction};
+use crate::datapath::plan::{Belief, Scope, Transaction};
 use crate::model::Family;
 use crate::model::programmed::AddressSet;
 use crate::netlink::nf_tables::{Connection, ConnectionError, Listener};
@@ -42,7 +44,7 @@ pub enum ApplyError {
     Cleanup(#[source] ConnectionError),
 }
 
-/// Why an entry is not programmed.
+/// Why an entry is not programmed, or not as it should be.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Quarantine {
     /// No number is left for it.
@@ -51,6 +53,13 @@ pub enum Quarantine {
     /// The kernel refuses it.
     #[error("the kernel refuses it: {0}")]
     Refused(String),
+}
+
+impl Quarantine {
+    /// Whether the entry is programmed all the same, without session affinity.
+    pub const fn is_partial(&self) -> bool {
+        matches!(self, Self::Exhausted(Exhausted::Affinity))
+    }
 }
 
 /// What a turn did.
@@ -66,7 +75,7 @@ pub struct Report {
     pub is_rebuilt: bool,
     /// Frontends that went, also those that a former process left.
     pub removed: Vec<FrontendKey>,
-    /// Entries that are not programmed, with the reason. Each is tried again when it changes or at a resync.
+    /// Entries that are not programmed as they should be, with the reason. Each is tried again when it changes or at a resync.
     pub quarantined: BTreeMap<EntryKey, Quarantine>,
 }
 
@@ -82,69 +91,6 @@ pub struct Programmer {
     quarantined: BTreeMap<EntryKey, Quarantine>,
     programmed: Programmed,
     forgetting: Forgetting,
-}
-
-/// How many ports of each address are in the kernel, and of which addresses others than cluster IPs.
-#[derive(Clone, Debug, Default)]
-struct Programmed {
-    counts: BTreeMap<IpAddr, Ports>,
-    external: AddressSet,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Ports {
-    all: usize,
-    external: usize,
-}
-
-impl Programmed {
-    fn follow(&mut self, transaction: &Transaction) {
-        for table in &transaction.tables {
-            if table.is_new {
-                self.forget(table.family);
-            }
-            for element in &table.deleted {
-                self.change(element, |count| count.saturating_sub(1));
-            }
-            for element in &table.added {
-                self.change(element, |count| count + 1);
-            }
-        }
-    }
-
-    fn observe(&mut self, family: Family, found: Option<&Found>) {
-        self.forget(family);
-        for element in found.into_iter().flat_map(|found| &found.elements) {
-            self.change(element, |count| count + 1);
-        }
-    }
-
-    fn forget(&mut self, family: Family) {
-        self.counts.retain(|address, _| Family::of(*address) != family);
-        self.external = self.external.iter().filter(|address| Family::of(*address) != family).collect();
-    }
-
-    fn change(&mut self, element: &Element, change: fn(usize) -> usize) {
-        let (Some(SharedKey::Frontend(address, _)), Some(value)) = (element.shared_key(), element.frontend_value())
-        else {
-            return;
-        };
-        let address = address.ip();
-        let ports = self.counts.entry(address).or_default();
-        let was_external = ports.external > 0;
-        ports.all = change(ports.all);
-        if !value.is_internal() {
-            ports.external = change(ports.external);
-        }
-        match (was_external, ports.external > 0) {
-            (false, true) => self.external.insert(address),
-            (true, false) => self.external.remove(address),
-            (false, false) | (true, true) => {}
-        }
-        if ports.all == 0 {
-            self.counts.remove(&address);
-        }
-    }
 }
 
 impl Programmer {
@@ -272,17 +218,17 @@ impl Programmer {
 
     /// Whether clients may dial an address now: it is in the kernel, as far as the last transaction that it took.
     pub fn is_programmed(&self, address: IpAddr) -> bool {
-        self.programmed.counts.contains_key(&address)
+        self.programmed.has(address)
     }
 
     /// All such addresses, in order.
     pub fn programmed_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.programmed.counts.keys().copied()
+        self.programmed.addresses()
     }
 
     /// Those of them that are not only cluster IPs.
     pub const fn external_addresses(&self) -> &AddressSet {
-        &self.programmed.external
+        self.programmed.external()
     }
 
     /// Of which families our tables are there, whatever is in them.
@@ -340,10 +286,12 @@ impl Programmer {
     ) -> Result<Report, ConnectionError> {
         let is_whole = self.belief.is_nothing();
         let (mut transaction, mut refused) = self.plan(entries, scope, node);
-        let is_out_of_classes = refused.values().any(|reason| *reason == Exhausted::Classes);
+        let is_out_of_classes =
+            refused.values().any(|reason| matches!(reason, Exhausted::Classes | Exhausted::Affinity));
         if is_out_of_classes && !is_whole && self.belief.wastes_classes() {
             self.belief.forget();
-            self.quarantined.retain(|_, reason| *reason != Quarantine::Exhausted(Exhausted::Classes));
+            self.quarantined
+                .retain(|_, reason| !matches!(reason, Quarantine::Exhausted(Exhausted::Classes | Exhausted::Affinity)));
             (transaction, refused) = self.plan(entries, &Scope::All, node);
         }
         let is_rebuilt = transaction.tables.iter().any(|table| table.is_new);
@@ -358,6 +306,8 @@ impl Programmer {
         }
         let is_all = *scope == Scope::All;
         let forgotten = self.forgetting.run(&mut self.connection, &self.belief, &transaction, is_all);
+        let was_planned = |key: &EntryKey| scope.keys().is_none_or(|keys| keys.contains(key));
+        self.quarantined.retain(|key, reason| !reason.is_partial() || !was_planned(key));
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
         let (deleted, added) = transaction.size();
         Ok(Report {
@@ -370,13 +320,17 @@ impl Programmer {
         })
     }
 
+    fn is_left_out(&self, key: &EntryKey) -> bool {
+        self.quarantined.get(key).is_some_and(|reason| !reason.is_partial())
+    }
+
     fn plan(
         &mut self,
         entries: &BTreeMap<EntryKey, ForwardingEntry>,
         scope: &Scope,
         node: &NodeForwarding,
     ) -> (Transaction, BTreeMap<EntryKey, Exhausted>) {
-        let skipped = self.quarantined.keys().cloned().collect();
+        let skipped = self.quarantined.keys().filter(|key| self.is_left_out(key)).cloned().collect();
         self.belief.update(entries, scope, node, &skipped)
     }
 
@@ -388,7 +342,7 @@ impl Programmer {
         keys: &BTreeSet<EntryKey>,
         node: &NodeForwarding,
     ) -> bool {
-        let keys: Vec<&EntryKey> = keys.iter().filter(|key| !self.quarantined.contains_key(key)).collect();
+        let keys: Vec<&EntryKey> = keys.iter().filter(|key| !self.is_left_out(key)).collect();
         let mut suspects = vec![&keys[..]];
         let mut is_found = false;
         while let Some(part) = suspects.pop() {
@@ -420,7 +374,7 @@ impl Programmer {
         entries: &BTreeMap<EntryKey, ForwardingEntry>,
         node: &NodeForwarding,
     ) -> Result<(), ApplyError> {
-        let keys: Vec<&EntryKey> = entries.keys().filter(|key| !self.quarantined.contains_key(key)).collect();
+        let keys: Vec<&EntryKey> = entries.keys().filter(|key| !self.is_left_out(key)).collect();
         self.check(entries, &[], node).map_err(ApplyError::Structure)?;
         let mut suspects = vec![&keys[..]];
         while let Some(part) = suspects.pop() {

@@ -5,7 +5,9 @@
 //!   that is gone, or with none at all from before there was a Service. Traffic policies and hints do not count here: an
 //!   established flow may stay with any endpoint that serves.
 //! * **TCP.** Only flows to an endpoint that is in no slice any more, and only after a grace period: what the client sends
-//!   next is then answered with a reset ([`Options::reset_mid_stream`](super::nft::options::Options)).
+//!   next is then answered with a reset ([`Options::reset_mid_stream`](super::nft::options::Options)). And those that nobody
+//!   translated and nobody answered: their first packet came while the rules were not there (the kernel tracks before the
+//!   transaction that brings them is whole), and each repetition of it would follow the first one to nowhere.
 //! * **SCTP** is left alone: the kernel takes what follows for invalid, so that nothing could be answered.
 
 pub mod ledger;
@@ -30,6 +32,8 @@ pub struct Flow {
     pub destination: SocketAddr,
     /// Who answers: the endpoint, or the destination itself where nothing was translated.
     pub reply_source: SocketAddr,
+    /// Whether anybody answered yet.
+    pub is_answered: bool,
 }
 
 impl Flow {
@@ -45,7 +49,7 @@ pub enum Fate {
     ServedBy(Arc<BTreeSet<SocketAddr>>),
     /// No Service has the frontend any more: those go that were translated for one.
     Gone,
-    /// Those go that were translated to an endpoint which left for good.
+    /// Those go that were translated to an endpoint which left for good, and those that were never translated nor answered.
     Without {
         /// Endpoints that are gone.
         left: BTreeSet<IpAddr>,
@@ -67,6 +71,15 @@ impl Fate {
         }
     }
 
+    /// Whether a packet that was on its way when the word came may still make a flow that goes. An endpoint that is gone for
+    /// long gets none.
+    pub fn may_meet_late_packets(&self) -> bool {
+        match self {
+            Self::ServedBy(_) | Self::Gone => true,
+            Self::Without { left, known } => left.is_empty() && known.is_none(),
+        }
+    }
+
     fn condemns(&self, flow: &Flow, is_answered_here: bool) -> bool {
         match self {
             Self::ServedBy(endpoints) => {
@@ -76,7 +89,11 @@ impl Fate {
             Self::Without { left, known } => {
                 let endpoint = flow.reply_source.ip();
                 let is_unknown = known.as_ref().is_some_and(|known| !known.contains(&endpoint));
-                flow.is_translated() && (is_unknown || left.contains(&endpoint))
+                if flow.is_translated() {
+                    is_unknown || left.contains(&endpoint)
+                } else {
+                    is_answered_here && !flow.is_answered
+                }
             }
         }
     }

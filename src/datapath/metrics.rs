@@ -106,7 +106,8 @@ impl Metrics {
         self.deleted.inc_by(count(report.deleted));
         self.forgotten(report.forgotten);
         self.rebuilds.inc_by(u64::from(report.is_rebuilt));
-        self.quarantined.set(gauge(report.quarantined.len()));
+        let left_out = report.quarantined.values().filter(|reason| !reason.is_partial());
+        self.quarantined.set(gauge(left_out.count()));
     }
 
     /// Counts clients whose endpoint is remembered no more.

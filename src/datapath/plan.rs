@@ -157,7 +157,7 @@ pub struct Found {
 
 impl Belief {
     /// Plans a turn, and believes from now on that it was done. Entries to skip are planned as if they were not there;
-    /// those that get no number are reported and left out likewise.
+    /// those that get no number are reported and left out likewise, save that [`Exhausted::Affinity`] only takes that away.
     pub fn update(
         &mut self,
         entries: &BTreeMap<EntryKey, ForwardingEntry>,
@@ -302,12 +302,11 @@ impl TableBelief {
             }
             let had = found.as_ref().map(|found| self.endpoints_in(found, key));
             let had = had.as_deref().unwrap_or(&before);
-            let after = match entry.map(|entry| elements_of(key, entry, &mut self.ids, &mut self.classes, had)) {
+            let after = match entry.map(|entry| self.elements_of(key, entry, had)) {
                 None => Vec::new(),
-                Some(Ok(elements)) => elements,
-                Some(Err(exhausted)) => {
-                    refused.insert(key.clone(), exhausted);
-                    Vec::new()
+                Some((elements, exhausted)) => {
+                    refused.extend(exhausted.map(|exhausted| (key.clone(), exhausted)));
+                    elements
                 }
             };
             self.compare_entry(key, &before, &after, &mut difference);
@@ -340,6 +339,29 @@ impl TableBelief {
         let new_classes = self.classes.drain_new();
         difference.release(node.node);
         difference.into_change(family, is_new, new_classes)
+    }
+
+    /// The elements of an entry, and what it has to do without. Better served without session affinity than not at all: or
+    /// whoever may make Services could use up the classes of all others.
+    fn elements_of(
+        &mut self,
+        key: &EntryKey,
+        entry: &ForwardingEntry,
+        had: &[Element],
+    ) -> (Vec<Element>, Option<Exhausted>) {
+        let mut make = |entry: &ForwardingEntry| elements_of(key, entry, &mut self.ids, &mut self.classes, had);
+        let exhausted = match make(entry) {
+            Ok(elements) => return (elements, None),
+            Err(exhausted) => exhausted,
+        };
+        let plain = ForwardingEntry { affinity: None, ..entry.clone() };
+        match (exhausted, entry.affinity) {
+            (Exhausted::Classes, Some(_)) => match make(&plain) {
+                Ok(elements) => (elements, Some(Exhausted::Affinity)),
+                Err(exhausted) => (Vec::new(), Some(exhausted)),
+            },
+            (exhausted, _) => (Vec::new(), Some(exhausted)),
+        }
     }
 
     fn update_node(&mut self, family: Family, scope: NodeScope<'_>, difference: &mut Difference) {

@@ -27,7 +27,8 @@ pub(super) fn problems<'a>(
             Quarantine::Refused(_) => REFUSED,
             Quarantine::Exhausted(_) => EXHAUSTED,
         };
-        let message = format!("{} ({}) is not forwarded: {why}", key.port, key.family);
+        let how = if why.is_partial() { "is forwarded without session affinity" } else { "is not forwarded" };
+        let message = format!("{} ({}) {how}: {why}", key.port, key.family);
         Problem::of_service(key.port.service.clone(), reason, message)
     });
     conflicts.chain(quarantined).collect()

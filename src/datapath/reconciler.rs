@@ -241,7 +241,12 @@ impl Datapath {
             self.outputs.problems.report(problems(&self.conflicts, &report.quarantined));
         }
         for (key, reason) in &report.quarantined {
-            if self.quarantined.get(key) != Some(reason) {
+            if self.quarantined.get(key) == Some(reason) {
+                continue;
+            }
+            if reason.is_partial() {
+                tracing::warn!(entry = %key.port, family = %key.family, %reason, "a Service port has no session affinity");
+            } else {
                 tracing::error!(entry = %key.port, family = %key.family, %reason, "a Service port is not programmed");
             }
         }

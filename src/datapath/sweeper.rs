@@ -4,8 +4,8 @@
 //! however long the thread takes. A packet that the old rules translated may still be on its way when the first look is
 //! over, and makes an entry behind it: so each frontend gets a second and a third look shortly after.
 //!
-//! Where the table is large and the frontends are few, the kernel is asked for their flows alone, else for all of a protocol. Entries are deleted while the
-//! others are read, by a second socket, so that memory does not grow with the table.
+//! Where the table is large and the frontends are few, the kernel is asked for their flows alone, else for all of a
+//! protocol. Entries are deleted while the others are read, by a second socket, so that memory does not grow with the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -169,9 +169,7 @@ impl Waiting {
         for (frontend, number) in numbers {
             let Some(word) = self.fates.get_mut(&frontend).filter(|word| word.number == number) else { continue };
             word.looks += 1;
-            // An endpoint that is gone for long gets no packets that are still on their way.
-            let is_done = matches!(word.fate, Fate::Without { .. });
-            match LOOKS.get(word.looks).filter(|_| !is_done) {
+            match LOOKS.get(word.looks).filter(|_| word.fate.may_meet_late_packets()) {
                 Some(after) => word.due = word.since + *after,
                 None => drop(self.fates.remove(&frontend)),
             }
@@ -247,8 +245,12 @@ impl Broom {
         let mut deleted = 0;
         let mut result = Ok(());
         reader.dump(filter, |entry| {
-            let flow =
-                Flow { protocol: entry.protocol, destination: entry.destination, reply_source: entry.reply_source };
+            let flow = Flow {
+                protocol: entry.protocol,
+                destination: entry.destination,
+                reply_source: entry.reply_source,
+                is_answered: entry.is_answered,
+            };
             if !view.is_stale(&flow) {
                 return;
             }

@@ -113,9 +113,11 @@ impl<'a> Case<'a> {
             return Judgement::Wrong(unfair);
         }
         let their_trace = self.views.theirs.trace(self.packet);
-        let affinity = if has_affinity(&their_trace) { Affinity::Pinned } else { Affinity::None };
-        let is_foreseen =
-            self.theirs.as_ref().is_ok_and(|theirs| self.is_as_simulated(theirs, &self.simulated_theirs, affinity));
+        let their_affinity = if has_affinity(&their_trace) { Affinity::Pinned } else { Affinity::None };
+        let is_foreseen = self
+            .theirs
+            .as_ref()
+            .is_ok_and(|theirs| self.is_as_simulated(theirs, &self.simulated_theirs, their_affinity));
         let known = match (is_foreseen, self.simulated == self.simulated_theirs) {
             (true, true) if affinity == Affinity::Some => Some(&deliberate::HALF_REMEMBERED),
             (true, true) if self.agree_about_own_endpoints() => return Judgement::Same,

@@ -13,7 +13,7 @@ use steelyard_lab::{Lab, Place, Vantage};
 /// How long one answer may take.
 const LIMIT: Duration = Duration::from_secs(5);
 /// How many open connections to one target at a time: one that hangs does not keep the others from being tried.
-const WORKERS: usize = 3;
+pub(crate) const WORKERS: usize = 3;
 /// Between two new connections of one worker: with eight targets up to 160 connections in a second.
 const PACE: Duration = Duration::from_millis(150);
 
@@ -78,14 +78,14 @@ impl Established {
 struct Attempt {
     start: Instant,
     end: Instant,
-    outcome: Result<(), String>,
+    outcome: std::io::Result<()>,
 }
 
 /// New connections on every way, until it is stopped.
 pub(crate) struct Load {
     start: Instant,
     is_over: Arc<AtomicBool>,
-    workers: Vec<(String, JoinHandle<Vec<Attempt>>)>,
+    workers: Vec<(Way, JoinHandle<Vec<Attempt>>)>,
 }
 
 impl Load {
@@ -96,7 +96,7 @@ impl Load {
             for _ in 0..WORKERS {
                 let (from, target, is_over) = (lab.at(place).unwrap(), *target, Arc::clone(&is_over));
                 let work = move || from.within(|| Ok(connect_until(&is_over, target))).unwrap();
-                workers.push((format!("{place} to {target}"), thread::spawn(work)));
+                workers.push(((place.clone(), target), thread::spawn(work)));
             }
         }
         Self { start: Instant::now(), is_over, workers }
@@ -108,7 +108,7 @@ impl Load {
         let end = Instant::now();
         let mut account = Account::default();
         // A way's attempts together, so that a gap is one that all of its workers saw.
-        let mut ways: Vec<(String, Vec<Attempt>)> = Vec::new();
+        let mut ways: Vec<(Way, Vec<Attempt>)> = Vec::new();
         for (way, worker) in self.workers {
             let attempts = worker.join().unwrap();
             match ways.last_mut() {
@@ -116,7 +116,7 @@ impl Load {
                 _ => ways.push((way, attempts)),
             }
         }
-        for (way, mut attempts) in ways {
+        for ((place, target), mut attempts) in ways {
             attempts.sort_by_key(|attempt| attempt.end);
             let mut last = self.start;
             for attempt in attempts {
@@ -128,10 +128,12 @@ impl Load {
                         account.longest_gap = account.longest_gap.max(attempt.end - last);
                         last = attempt.end;
                     }
-                    Err(reason) => account.failed.push(Failed {
+                    Err(error) => account.failed.push(Failed {
+                        target,
                         start: attempt.start,
+                        kind: error.kind(),
                         text: format!(
-                            "{way}, {:?} after the start: {reason} after {took:?}",
+                            "{place} to {target}, {:?} after the start: {error} after {took:?}",
                             attempt.start - self.start
                         ),
                     }),
@@ -145,6 +147,9 @@ impl Load {
 
 /// A connection that did not serve.
 pub(crate) struct Failed {
+    pub(crate) target: SocketAddr,
+    /// As the kernel told it.
+    pub(crate) kind: ErrorKind,
     /// When it was begun.
     pub(crate) start: Instant,
     text: String,
@@ -193,7 +198,7 @@ fn connect_until(is_over: &AtomicBool, target: SocketAddr) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
         let start = Instant::now();
-        let outcome = connect_once(target).map_err(|error| format!("{:?}: {error}", error.kind()));
+        let outcome = connect_once(target);
         attempts.push(Attempt { start, end: Instant::now(), outcome });
         // A pace, not a wait.
         thread::sleep(PACE);

@@ -70,7 +70,7 @@ fn read_row(entry: &Value, family: Family, name: String) -> Result<Row, String> 
     let protocol = Protocol::from_api(Some(&form.proto)).ok_or_else(|| format!("{:?} is no protocol", form.proto))?;
     Ok(Row {
         name,
-        flow: Flow { protocol, destination, reply_source: SocketAddr::new(answers, port) },
+        flow: Flow { protocol, destination, reply_source: SocketAddr::new(answers, port), is_answered: true },
         is_to_be_forgotten,
     })
 }

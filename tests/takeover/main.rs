@@ -10,6 +10,7 @@
     reason = "test code"
 )]
 
+#[allow(dead_code, reason = "the end-to-end tests ask for more of it")]
 #[path = "../e2e/load.rs"]
 mod load;
 
@@ -164,13 +165,13 @@ fn kube_proxy_is_stood_aside_for_and_then_succeeded_without_a_lost_connection() 
     progress.say("kube-proxy forwards, Steelyard announces");
 
     // Connections that stay, and new ones all the time: from outside to a NodePort, masqueraded; from a pod to the cluster IP.
+    // Not to the load-balancer addresses: they move as the agents restart, and connections do not go along (docs/limits.md).
     let web = service(&lab, "web");
     let node_port = u16::try_from(web["spec"]["ports"][0]["nodePort"].as_u64().unwrap()).unwrap();
     let mut ways: Vec<Way> = vec![
         (Place::Client, SocketAddr::new(Member::Node(1).ipv4().into(), node_port)),
         (Place::Client, SocketAddr::new(Member::Node(1).ipv6().into(), node_port)),
     ];
-    ways.extend(addresses.iter().map(|address| (Place::Client, SocketAddr::new(*address, 80))));
     let pods = lab.get_raw(&format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app%3Dweb")).unwrap();
     let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap();
     for cluster_ip in web["spec"]["clusterIPs"].as_array().unwrap() {

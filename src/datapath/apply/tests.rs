@@ -308,6 +308,33 @@ fn classes_that_are_not_used_any_more_are_taken_again() {
 }
 
 #[test]
+fn a_service_for_whose_affinity_no_class_is_left_is_served_without_until_there_is_one() {
+    in_new_namespace(|| {
+        let sticky = |number: u8| {
+            let mut entry = entry(&[(&format!("10.96.7.{number}:80"), INTERNAL)], "10.244.1.5:80");
+            entry.affinity = Some(Duration::from_secs(60 + u64::from(number)));
+            (key(&format!("sticky{number:03}")), entry)
+        };
+        let mut state: Entries = (0..=255).map(sticky).collect();
+        let (last, mut entry) = sticky(255);
+        let last = EntryKey { port: key("sticky256").port, ..last };
+        entry.affinity = Some(Duration::from_secs(10_800));
+        entry.frontends = [(Frontend::Address("10.96.8.1:80".parse().unwrap()), INTERNAL)].into();
+        state.insert(last.clone(), entry);
+        let mut programmer = Programmer::new().unwrap();
+        let expected = BTreeMap::from([(last.clone(), Quarantine::Exhausted(Exhausted::Affinity))]);
+        assert_eq!(programmer.apply(&state, &Scope::All, &node()).unwrap().quarantined, expected);
+        assert!(programmer.is_programmed("10.96.8.1".parse().unwrap()));
+        let (gone, _) = state.pop_first().unwrap();
+        let report = programmer.apply(&state, &Scope::Keys([gone].into()), &node()).unwrap();
+        assert_eq!((report.is_rebuilt, report.quarantined), (false, expected));
+        let report = programmer.apply(&state, &Scope::Keys([last].into()), &node()).unwrap();
+        assert!(report.is_rebuilt && report.quarantined.is_empty(), "{report:?}");
+        assert!(listing().contains("sticky1_10800"));
+    });
+}
+
+#[test]
 fn ids_of_services_that_went_unseen_are_given_back() {
     in_new_namespace(|| {
         let mut state = entries();

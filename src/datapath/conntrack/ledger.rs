@@ -67,6 +67,9 @@ impl Ledger {
         }
         if turn.is_whole {
             add_served(desired.entries().iter(), index, &mut fates);
+            // Nobody has left: only what was begun before there were rules goes.
+            let nobody = Fate::Without { left: BTreeSet::new(), known: None };
+            add_tcp(desired.entries().iter(), &nobody, &mut fates);
         } else {
             for service in &turn.services {
                 add_served(desired.entries_of(service), index, &mut fates);

@@ -93,7 +93,8 @@ impl Cluster {
 }
 
 fn flow(protocol: Protocol, destination: &str, reply_source: &str) -> Flow {
-    Flow { protocol, destination: destination.parse().unwrap(), reply_source: reply_source.parse().unwrap() }
+    let (destination, reply_source) = (destination.parse().unwrap(), reply_source.parse().unwrap());
+    Flow { protocol, destination, reply_source, is_answered: true }
 }
 
 fn udp(destination: &str, reply_source: &str) -> Flow {
@@ -224,6 +225,24 @@ fn tcp_flows_to_endpoints_that_went_before_our_time_are_found_after_a_grace() {
     assert!(!view.is_stale(&tcp("10.96.0.10:53", "10.244.0.1:5353")));
     assert!(!view.is_stale(&tcp("10.96.0.10:53", "10.244.0.2:5353")), "it has 5 s left");
     assert!(!view.is_stale(&tcp("10.96.7.7:53", "10.244.0.9:5353")), "no frontend of ours");
+}
+
+#[test]
+fn tcp_flows_that_began_before_there_were_rules_go_unless_somebody_answered() {
+    let mut cluster = Cluster::new();
+    cluster.ledger = Ledger::new(None);
+    cluster.slice("dns", &[(A, true)]);
+    let view = cluster.turn(0, true);
+    for to in ["10.96.0.10:53", "192.0.2.1:30053"] {
+        let unanswered = Flow { is_answered: false, ..tcp(to, to) };
+        assert!(view.is_stale(&unanswered), "{to}");
+        assert!(!view.is_stale(&tcp(to, to)), "somebody answers at {to}");
+        let translated = Flow { is_answered: false, ..tcp(to, "10.244.0.1:5353") };
+        assert!(!view.is_stale(&translated), "{to} went to an endpoint, which is slow");
+    }
+    let elsewhere = Flow { is_answered: false, ..tcp("192.0.2.2:30053", "192.0.2.2:30053") };
+    assert!(!view.is_stale(&elsewhere), "no NodePort answers there");
+    assert!(view.fates.values().all(Fate::may_meet_late_packets), "a SYN may still be on its way");
 }
 
 #[test]

@@ -47,9 +47,12 @@ pub enum Exhausted {
     /// There are a million Service ports and policies.
     #[error("no id is left for another service port")]
     Ids,
-    /// There are hundreds of different numbers of endpoints, or of session affinity timeouts.
-    #[error("no class is left for another number of endpoints or another session affinity timeout")]
+    /// There are hundreds of different numbers of endpoints.
+    #[error("no class is left for another number of endpoints")]
     Classes,
+    /// There are hundreds of different session affinity timeouts, or of numbers of endpoints with one.
+    #[error("no class is left for another session affinity timeout")]
+    Affinity,
 }
 
 /// A Service port in one policy, as the kernel knows it.

@@ -8,6 +8,7 @@ use crate::netlink::nf_tables::attribute::{Attributes, put, put_nested};
 
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
@@ -24,6 +25,9 @@ const V6_DESTINATION: u16 = 4;
 const PROTOCOL_NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
+
+/// `IPS_SEEN_REPLY`.
+const SEEN_REPLY: u32 = 1 << 1;
 
 /// `CTA_FILTER_F_*`: which parts of the tuple have to be equal.
 const FILTER_DESTINATION: u32 = 1 << 1;
@@ -84,6 +88,8 @@ pub struct Entry {
     pub destination: SocketAddr,
     /// Who answers.
     pub reply_source: SocketAddr,
+    /// Whether anybody did.
+    pub is_answered: bool,
     /// Its zone; 0 unless somebody sorts connections into zones.
     pub zone: u16,
     /// Tells it from a successor with the same addresses; bytes as the kernel gave them.
@@ -101,6 +107,7 @@ impl Entry {
             source: original.source,
             destination: original.destination,
             reply_source: reply.source,
+            is_answered: attributes.u32(STATUS).is_some_and(|status| status & SEEN_REPLY != 0),
             zone: attributes.find(ZONE).and_then(|zone| Some(u16::from_be_bytes(zone.try_into().ok()?))).unwrap_or(0),
             id: attributes.find(ID).and_then(|id| id.try_into().ok()),
         })

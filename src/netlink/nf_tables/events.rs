@@ -156,7 +156,15 @@ impl Listener {
         let mut culprit = self.first().await?;
         while culprit.process.is_none() && culprit.port.is_some() {
             match timeout(NAME_WITHIN, self.next()).await {
-                Ok(seen) => culprit.add(seen?),
+                Ok(seen) => {
+                    let seen = seen?;
+                    // Transactions come one after another. Of this one the end was lost, and others may never pause.
+                    let is_over = seen.port != culprit.port;
+                    culprit.add(seen);
+                    if is_over {
+                        break;
+                    }
+                }
                 Err(_) => break,
             }
         }

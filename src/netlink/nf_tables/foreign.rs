@@ -34,8 +34,8 @@ impl Connection {
         // The kernel dumps the chains of all tables of the family.
         let filter = |out: &mut Vec<u8>| put_text(out, TABLE, table.name);
         self.ask(GET_CHAIN, DUMP, table, filter, |attributes| {
-            if text(&attributes, TABLE).as_deref() == Some(table.name) {
-                found.extend(text(&attributes, NAME));
+            if attributes.text(TABLE).as_deref() == Some(table.name) {
+                found.extend(attributes.text(NAME));
             }
         })?;
         Ok(found)
@@ -55,8 +55,8 @@ impl Connection {
         let filter = |out: &mut Vec<u8>| put_text(out, TABLE, table.name);
         self.ask(GET_RULE, DUMP, table, filter, |attributes| {
             let handle = attributes.find(HANDLE).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
-            let (Some(chain), Some(handle)) = (text(&attributes, CHAIN), handle) else { return };
-            if text(&attributes, TABLE).as_deref() != Some(table.name) {
+            let (Some(chain), Some(handle)) = (attributes.text(CHAIN), handle) else { return };
+            if attributes.text(TABLE).as_deref() != Some(table.name) {
                 return;
             }
             let expressions = attributes.nested(EXPRESSIONS).into_iter().flatten();
@@ -74,15 +74,11 @@ fn target(expression: &Attributes<'_>) -> Option<String> {
     const IMMEDIATE_DATA: u16 = 2;
     const DATA_VERDICT: u16 = 2;
     const VERDICT_CHAIN: u16 = 2;
-    if text(expression, NAME).as_deref() != Some("immediate") {
+    if expression.text(NAME).as_deref() != Some("immediate") {
         return None;
     }
     let verdict = expression.nested(DATA)?.nested(IMMEDIATE_DATA)?.nested(DATA_VERDICT)?;
-    text(&verdict, VERDICT_CHAIN)
-}
-
-fn text(attributes: &Attributes<'_>, kind: u16) -> Option<String> {
-    attributes.find(kind).map(|bytes| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned())
+    verdict.text(VERDICT_CHAIN)
 }
 
 impl Batch {

@@ -254,7 +254,8 @@ fn preference(node: &Node, advertisements: &[&L2Advertisement]) -> Option<i64> {
 /// Where connections to an address can be taken.
 struct Endpoints<'a> {
     exist: bool,
-    /// The only nodes that may announce, where every Service at the address has policy `Local`.
+    /// The only nodes that may announce, where every Service at the address has policy `Local`: those with a ready
+    /// endpoint, or without any such those whose endpoints terminate.
     only_on: Option<BTreeSet<&'a NodeName>>,
 }
 
@@ -264,7 +265,11 @@ impl<'a> Endpoints<'a> {
         let all = || held.services.iter().flat_map(|service| index.endpoints(&service.key, family));
         // Services that share an address have the same policy; while one of them changes, `Cluster` reaches more.
         let is_local = held.services.iter().all(|service| service.policy == TrafficPolicy::Local);
-        let only_on = is_local.then(|| all().flat_map(|endpoints| &endpoints.nodes).collect());
+        // Where the last endpoints terminate the address leaves while they still serve, not when they are gone.
+        let only_on = is_local.then(|| {
+            let ready: BTreeSet<_> = all().flat_map(|endpoints| &endpoints.ready_nodes).collect();
+            if ready.is_empty() { all().flat_map(|endpoints| &endpoints.nodes).collect() } else { ready }
+        });
         Self { exist: all().next().is_some(), only_on }
     }
 }

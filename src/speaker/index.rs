@@ -58,6 +58,8 @@ pub struct UsableEndpoints {
     pub exist: bool,
     /// The nodes that have one.
     pub nodes: BTreeSet<NodeName>,
+    /// Those of them that have a ready one, not only such as terminate.
+    pub ready_nodes: BTreeSet<NodeName>,
 }
 
 impl From<&EndpointSlice> for UsableEndpoints {
@@ -76,6 +78,10 @@ impl From<&EndpointSlice> for UsableEndpoints {
             family: slice.family,
             exist: usable().next().is_some(),
             nodes: usable().filter_map(|endpoint| endpoint.node.clone()).collect(),
+            ready_nodes: usable()
+                .filter(|endpoint| endpoint.conditions.is_ready)
+                .filter_map(|endpoint| endpoint.node.clone())
+                .collect(),
         }
     }
 }

@@ -159,7 +159,7 @@ fn metallb_cases() {
     let serving_unready = Conditions { is_ready: false, is_serving: true, is_terminating: false };
     let ready_not_serving = Conditions { is_ready: true, is_serving: false, is_terminating: false };
     type Case<'a> = (&'a str, &'a [(&'a str, Conditions)], &'a [&'a str]);
-    let cases: [Case<'_>; 11] = [
+    let cases: [Case<'_>; 12] = [
         ("L1", &[(a, READY), (a, READY)], &[a]),
         ("L2", &[(a, UNREADY), (b, UNREADY)], &[]),
         ("L3", &[(a, READY), (b, READY)], both),
@@ -168,6 +168,7 @@ fn metallb_cases() {
         ("L9a", &[(a, READY), (a, UNREADY), (b, READY)], both),
         ("L9b", &[(a, READY), (b, UNREADY), (b, UNREADY)], &[a]),
         ("L11, terminating", &[(a, DRAINING)], &[a]),
+        ("terminating here, ready there", &[(a, DRAINING), (b, READY)], &[b]),
         ("L11, not terminating: the datapath would not use it", &[(a, serving_unready)], &[]),
         ("L12", &[(a, ready_not_serving)], &[a]),
         ("an endpoint of no node", &[("", READY)], &[]),

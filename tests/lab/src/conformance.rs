@@ -231,15 +231,19 @@ impl Judge<'_> {
                 Some(Err(error)) => Err(anyhow::anyhow!("the lab did not come up: {error:#}")),
                 None => Err(anyhow::anyhow!("there is no lab")),
             };
-            let (ran, why) = match ran {
-                Ok(ran) => (ran, "the run ended before it".to_owned()),
+            let ran = match ran {
+                Ok(ran) => {
+                    let ran = ran.of_planned(names, "the run ended before it");
+                    self.keep(part, names, &ran)?;
+                    ran
+                }
+                // Of the lab, not of the specs: not kept, so that it is tried again.
                 Err(error) => {
-                    self.progress.say(&format!("{}: {error:#}", part.name));
-                    (Outcome::default(), format!("{error:#}").chars().take(300).collect())
+                    let why = format!("{error:#}");
+                    self.progress.say(&format!("{}: {why}", part.name));
+                    Outcome::default().of_planned(names, &why.chars().take(300).collect::<String>())
                 }
             };
-            let ran = ran.of_planned(names, &why);
-            self.keep(part, names, &ran)?;
             outcome = outcome.and(ran);
         }
         Ok(outcome)

@@ -32,10 +32,10 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    /// The specs of these names, and perhaps others whose names begin so.
+    /// The specs of these names.
     pub(super) fn named<'a>(names: impl IntoIterator<Item = &'a String>) -> Self {
         let names: Vec<String> = names.into_iter().map(|name| escape(name)).collect();
-        Self { focus: Some(names.join("|")), ..Self::default() }
+        Self { focus: Some(format!("({})$", names.join("|"))), ..Self::default() }
     }
 
     fn flags(&self, prefix: &str) -> Vec<String> {
@@ -237,6 +237,6 @@ mod tests {
     #[test]
     fn names_are_taken_literally() {
         let selection = Selection::named(&["[sig-network] A (b)".to_owned(), "c.d".to_owned()]);
-        assert_eq!(selection.flags("ginkgo."), [r"--ginkgo.focus=\[sig-network\] A \(b\)|c\.d"]);
+        assert_eq!(selection.flags("ginkgo."), [r"--ginkgo.focus=(\[sig-network\] A \(b\)|c\.d)$"]);
     }
 }

@@ -1,6 +1,6 @@
 //! Properties of the plan, against a model of the kernel that knows only sets of elements.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::datapath::entry::{Frontend, Target, Treatment};
 use crate::datapath::nft::compose::test::key;
+use crate::datapath::nft::elements::SharedKey;
 use crate::datapath::nft::ids::FrontendValue;
+use crate::model::service::TrafficPolicy;
 
 type Entries = BTreeMap<EntryKey, ForwardingEntry>;
 

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::TableBelief;
 use super::claims::Claims;
+use super::table::TableBelief;
 use crate::datapath::entry::EntryKey;
 use crate::datapath::nft::classes::Classes;
 use crate::datapath::nft::elements::{Element, SharedKey};

@@ -2,7 +2,8 @@
 //! root. See `benches/README.md`.
 //!
 //! `STEELYARD_PEERS=start,changes,traffic` chooses parts, `STEELYARD_SIZES=1000,10000` the numbers of Services;
-//! at sizes above 10,000 kube-proxy does not take part. `STEELYARD_ROUNDS` says how often each starts, `STEELYARD_BIN` names another agent than the one of this build.
+//! at sizes above 10,000 kube-proxy does not take part. `STEELYARD_ROUNDS` says how often each starts, `STEELYARD_BIN` names another agent than the one of this build,
+//! `STEELYARD_EARLIER` a second one to compare with in kube-proxy's place.
 
 #![allow(
     clippy::unwrap_used,
@@ -81,12 +82,13 @@ fn main() -> ExitCode {
         objects::wait_until_listed(api, *size);
         say(&format!("{size} Services are in the API server after {:.1} s", started.elapsed().as_secs_f32()));
         let launcher = Launcher::new(&server, programs.path("kube-proxy"));
-        let kube_proxy_too = *size <= MOST_FOR_KUBE_PROXY;
+        let kube_proxy_too = *size <= MOST_FOR_KUBE_PROXY && !launcher.has_earlier();
         let ours = World::new("ours", &control, 1);
         let theirs = World::new("theirs", &control, 2);
         let rounds = rounds.unwrap_or(if *size >= MOST_FOR_KUBE_PROXY { 3 } else { 5 });
         for round in 0..rounds {
             let mut contenders = vec![(Who::Steelyard, &ours)];
+            contenders.extend(launcher.has_earlier().then_some((Who::Earlier, &ours)));
             contenders.extend(kube_proxy_too.then_some((Who::KubeProxy, &theirs)));
             for (who, world) in contenders {
                 world.flush();

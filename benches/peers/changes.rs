@@ -50,12 +50,12 @@ impl Changes {
     /// Some of both kinds with a proxy that is at rest.
     pub fn measure(&mut self, proxy: &mut Proxy, world: &World, api: &Lab, size: u32, round: u32) {
         let count = match proxy.who {
-            Who::Steelyard => 40,
+            Who::Steelyard | Who::Earlier => 40,
             Who::KubeProxy if size < 10_000 => 5,
             Who::KubeProxy => 1,
         };
         // Numbers of a round's own, so that every change changes something.
-        let first = (round * 2 + u32::from(proxy.who == Who::KubeProxy)) * 40;
+        let first = (round * 2 + u32::from(proxy.who != Who::Steelyard)) * 40;
         let number = |turn: u32| first + turn;
         for turn in 0..count {
             let client = api.client();
@@ -142,7 +142,7 @@ impl Changes {
         );
         for what in [What::EndpointReplaced, What::ServiceAdded] {
             let of = |who| self.0.get(&(size, what, who));
-            for who in [Who::Steelyard, Who::KubeProxy] {
+            for who in [Who::Steelyard, Who::Earlier, Who::KubeProxy] {
                 let Some(delays) = of(who) else { continue };
                 println!(
                     "| {}, {} | {} | {:.2} ms | {:.2} ms | {:.2} ms | {:.2} ms | {:.1} ms |",
@@ -176,7 +176,7 @@ impl Changes {
 /// Until the proxy has done what follows: kube-proxy works on long after a commit.
 fn rest(proxy: &mut Proxy, world: &World) {
     match proxy.who {
-        Who::Steelyard => {
+        Who::Steelyard | Who::Earlier => {
             let commits = Commits::of(world);
             while commits.next(REST).is_some() {}
         }

@@ -40,7 +40,7 @@ impl Rules {
             self.0.elements(table, set).map_or(0, |elements| elements.len())
         };
         match who {
-            Who::Steelyard => {
+            Who::Steelyard | Who::Earlier => {
                 count("steelyard", "frontends") >= wanted && count("steelyard", "endpoints") >= wanted * 5
             }
             // Only Services with endpoints are in it, and they are jumps to chains that must be there.

@@ -18,6 +18,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     Steelyard,
+    /// Another agent, to compare with.
+    Earlier,
     KubeProxy,
 }
 
@@ -25,6 +27,7 @@ impl Who {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Steelyard => "Steelyard",
+            Self::Earlier => "Steelyard, earlier",
             Self::KubeProxy => "kube-proxy",
         }
     }
@@ -36,18 +39,26 @@ pub struct Launcher {
     kubeconfig: PathBuf,
     kube_proxy: PathBuf,
     steelyard: String,
+    earlier: Option<String>,
 }
 
 impl Launcher {
     pub fn new(server: &ApiServer, kube_proxy: PathBuf) -> Self {
         let steelyard = std::env::var("STEELYARD_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_steelyard").to_owned());
-        Self { folder: server.folder().to_owned(), kubeconfig: server.kubeconfig(), kube_proxy, steelyard }
+        let earlier = std::env::var("STEELYARD_EARLIER").ok();
+        Self { folder: server.folder().to_owned(), kubeconfig: server.kubeconfig(), kube_proxy, steelyard, earlier }
+    }
+
+    /// Whether there is another agent to compare with.
+    pub const fn has_earlier(&self) -> bool {
+        self.earlier.is_some()
     }
 
     pub fn start(&self, who: Who, world: &World) -> Proxy {
         let log = self.folder.join(format!("{}.log", who.name()));
         let command = match who {
-            Who::Steelyard => self.steelyard(),
+            Who::Steelyard => self.steelyard(&self.steelyard),
+            Who::Earlier => self.steelyard(self.earlier.as_ref().unwrap()),
             Who::KubeProxy => self.kube_proxy(),
         };
         let started = Instant::now();
@@ -55,10 +66,9 @@ impl Launcher {
         Proxy { who, child, log, started, most_of_children: 0.0 }
     }
 
-    fn steelyard(&self) -> Vec<String> {
+    fn steelyard(&self, program: &str) -> Vec<String> {
         let kubeconfig = format!("KUBECONFIG={}", self.kubeconfig.display());
-        let words =
-            ["env", &kubeconfig, &self.steelyard, "node", "--node-name", NODE, "--speaker=false", "--datapath=on"];
+        let words = ["env", &kubeconfig, program, "node", "--node-name", NODE, "--speaker=false", "--datapath=on"];
         let rest = ["--cluster-cidr=10.244.0.0/16", "--admin-address=127.0.0.1:9791"];
         words.into_iter().chain(rest).map(str::to_owned).collect()
     }

@@ -4,6 +4,7 @@ pub mod kube_proxy;
 pub mod no_local;
 pub mod triggers;
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -17,6 +18,7 @@ use super::apply::Report;
 #[derive(Clone, Debug)]
 pub struct Metrics {
     duration: Histogram,
+    first_load: Gauge<f64, AtomicU64>,
     added: Counter,
     deleted: Counter,
     rebuilds: Counter,
@@ -35,6 +37,7 @@ impl Metrics {
         // 0.1 ms to 1.6 s.
         let metrics = Self {
             duration: Histogram::new(exponential_buckets(0.0001, 2.0, 15)),
+            first_load: Gauge::default(),
             added: Counter::default(),
             deleted: Counter::default(),
             rebuilds: Counter::default(),
@@ -50,6 +53,12 @@ impl Metrics {
             "Time from the start of a turn until the kernel had taken it",
             Unit::Seconds,
             metrics.duration.clone(),
+        );
+        registry.register_with_unit(
+            "first_load",
+            "Time from the start of the datapath until the kernel had every Service for the first time, 0 before",
+            Unit::Seconds,
+            metrics.first_load.clone(),
         );
         registry.register("elements_added", "Map elements added to the kernel", metrics.added.clone());
         registry.register("elements_deleted", "Map elements deleted from the kernel", metrics.deleted.clone());
@@ -85,6 +94,11 @@ impl Metrics {
             metrics.delayed_repairs.clone(),
         );
         metrics
+    }
+
+    /// The kernel has everything for the first time.
+    pub fn loaded(&self, took: Duration) {
+        self.first_load.set(took.as_secs_f64());
     }
 
     /// Counts a change by others.

@@ -58,6 +58,8 @@ pub struct Datapath {
     repairs: Repairs,
     /// Who touched our tables since the last repair, as far as known.
     intruder: Option<Foreign>,
+    /// When it was made; nothing once the kernel has had everything.
+    loading_since: Option<Instant>,
     metrics: Metrics,
 }
 
@@ -118,6 +120,7 @@ impl Datapath {
             retry: Retry::default(),
             repairs: Repairs::default(),
             intruder: None,
+            loading_since: Some(Instant::now()),
             metrics,
         })
     }
@@ -186,6 +189,15 @@ impl Datapath {
         if is_settled {
             self.publish();
         }
+    }
+
+    /// Says once how long it took until everything was there.
+    fn loaded(&mut self, turn: Instant) {
+        let Some(since) = self.loading_since.take() else { return };
+        let (took, waited) = (since.elapsed(), turn.saturating_duration_since(since));
+        self.metrics.loaded(took);
+        let (services, entries) = (self.index.services().count(), self.desired.entries().len());
+        tracing::info!(services, entries, ?took, ?waited, "the kernel has every Service for the first time");
     }
 
     /// When a turn is due though nothing else happens.
@@ -359,6 +371,7 @@ impl Component for Datapath {
         }
         self.retry.follow(!report.quarantined.is_empty(), now.monotonic);
         self.publish();
+        self.loaded(now.monotonic);
         self.outputs.progress.succeed(&self.index, &self.desired, Some((scope, now.monotonic)));
         turn.removed = std::mem::take(&mut report.removed);
         turn.is_whole |= report.is_rebuilt;

@@ -2,6 +2,11 @@
 //!
 //! One object that cannot be read never stops a watch: it counts as absent, and the log says why.
 
+mod list;
+mod many;
+pub mod protobuf;
+mod wire;
+
 use std::error::Error;
 use std::fmt::Debug;
 use std::time::Duration;
@@ -17,6 +22,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+pub use self::wire::Wire;
 use super::telemetry::chain;
 
 /// The first pause after a watch broke; doubles up to [`LONGEST_PAUSE`].
@@ -90,22 +96,92 @@ pub async fn forward<K>(client: Client, config: watcher::Config, mut sinks: Vec<
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let mut events = std::pin::pin!(watcher(api, config.timeout(WATCH_SECONDS)).backoff(pauses()));
+    let config = config.timeout(WATCH_SECONDS);
+    let api: Api<K> = Api::all(client.clone());
+    if follow(api, config.clone(), |object| DeserializeGuard(Ok(object)), &mut sinks).await == End::CannotDecode {
+        // One object that cannot be decoded spoils the list that it is in. To read each with care costs several times as
+        // much, and no API server sends such objects of the kinds that it knows.
+        let api: Api<DeserializeGuard<K>> = Api::all(client);
+        follow(api, config, |object| object, &mut sinks).await;
+    }
+}
+
+/// As [`forward`], of a kind of which there are many: the first list comes as protobuf from the API server's cache, which
+/// costs it, and us, a small part of the same as JSON from etcd. That cache may lag behind, as it may for any informer that
+/// starts; what comes later never goes back in time.
+pub async fn forward_many<K>(client: Client, config: watcher::Config, mut sinks: Vec<Box<dyn Sink<K>>>)
+where
+    K: Wire + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    if many::follow(&client, &config, &mut sinks).await != End::NobodyListens {
+        forward(client, config, sinks).await;
+    }
+}
+
+/// Why events are followed no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// A sink is gone.
+    NobodyListens,
+    /// An object cannot be decoded, and which one is not known.
+    CannotDecode,
+    /// Everything has to be listed again.
+    Lost,
+}
+
+/// Follows kube's stream of events.
+async fn follow<O, K>(
+    api: Api<O>,
+    config: watcher::Config,
+    guard: impl Fn(O) -> DeserializeGuard<K>,
+    sinks: &mut [Box<dyn Sink<K>>],
+) -> End
+where
+    O: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Resource<DynamicType = ()>,
+{
+    let kind = K::kind(&());
+    let mut events = std::pin::pin!(watcher(api, config).backoff(pauses()));
     while let Some(event) = events.next().await {
         let event = match event {
-            Ok(event) => event,
+            Ok(event) => guarded(event, &guard),
+            Err(
+                watcher::Error::InitialListFailed(kube::Error::SerdeError(error))
+                | watcher::Error::WatchFailed(kube::Error::SerdeError(error)),
+            ) => {
+                tracing::warn!(%kind, error = chain(&error), "an object cannot be decoded, reading each with care");
+                return End::CannotDecode;
+            }
             Err(error) => {
-                tracing::warn!(kind = %K::kind(&()), error = chain(&error), "watch broke, trying again");
+                tracing::warn!(%kind, error = chain(&error), "watch broke, trying again");
                 continue;
             }
         };
-        for sink in &mut sinks {
-            if !sink.take(&event).await {
-                return;
-            }
+        if !tell(sinks, &event).await {
+            break;
         }
     }
+    End::NobodyListens
+}
+
+fn guarded<O, K>(event: watcher::Event<O>, guard: impl Fn(O) -> DeserializeGuard<K>) -> RawEvent<K> {
+    match event {
+        watcher::Event::Apply(object) => watcher::Event::Apply(guard(object)),
+        watcher::Event::Delete(object) => watcher::Event::Delete(guard(object)),
+        watcher::Event::Init => watcher::Event::Init,
+        watcher::Event::InitApply(object) => watcher::Event::InitApply(guard(object)),
+        watcher::Event::InitDone => watcher::Event::InitDone,
+    }
+}
+
+/// Gives an event to all; `false` says that one listens no more.
+async fn tell<K>(sinks: &mut [Box<dyn Sink<K>>], event: &RawEvent<K>) -> bool {
+    for sink in sinks {
+        if !sink.take(event).await {
+            return false;
+        }
+    }
+    true
 }
 
 /// Reads objects as `T`.

@@ -15,7 +15,7 @@ use super::parts::{Parts, ends};
 use crate::datapath;
 use crate::model::link::Links;
 use crate::netlink::nf_tables::Listener;
-use crate::runtime::watch::{Sink, forward, sink};
+use crate::runtime::watch::{Sink, forward, forward_many, sink};
 use crate::speaker::watch::{Inbox, SLICES};
 
 /// Events that may wait for a component's loop; a watch that is faster waits.
@@ -64,9 +64,9 @@ impl Watches {
     pub(super) fn start(self, client: &Client, parts: &mut Parts) {
         let everything = watcher::Config::default;
         parts.spawn(ends(forward(client.clone(), everything(), self.nodes), "watch of Nodes"));
-        parts.spawn(ends(forward(client.clone(), everything(), self.services), "watch of Services"));
+        parts.spawn(ends(forward_many(client.clone(), everything(), self.services), "watch of Services"));
         let slices = everything().labels(SLICES);
-        parts.spawn(ends(forward(client.clone(), slices, self.slices), "watch of EndpointSlices"));
+        parts.spawn(ends(forward_many(client.clone(), slices, self.slices), "watch of EndpointSlices"));
     }
 }
 

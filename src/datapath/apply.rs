@@ -1,5 +1,6 @@
 //! Programs the kernel: one transaction per turn, the whole table after a failure, and without an entry that it refuses.
 
+mod isolate;
 mod memory;
 mod programmed;
 
@@ -10,7 +11,7 @@ use thiserror::Error;
 
 use self::memory::Forgetting;
 use self::programmed::Programmed;
-use crate::datapath::desired::{FrontendKey, Update};
+use crate::datapath::desired::FrontendKey;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
@@ -332,78 +333,6 @@ impl Programmer {
     ) -> (Transaction, BTreeMap<EntryKey, Exhausted>) {
         let skipped = self.quarantined.keys().filter(|key| self.is_left_out(key)).cloned().collect();
         self.belief.update(entries, scope, node, &skipped)
-    }
-
-    /// Finds the entries among those that changed which the kernel refuses, by checks that change nothing, and quarantines
-    /// them. Finds none where what we believe is not what the kernel has.
-    fn isolate_among(
-        &mut self,
-        entries: &BTreeMap<EntryKey, ForwardingEntry>,
-        keys: &BTreeSet<EntryKey>,
-        node: &NodeForwarding,
-    ) -> bool {
-        let keys: Vec<&EntryKey> = keys.iter().filter(|key| !self.is_left_out(key)).collect();
-        let mut suspects = vec![&keys[..]];
-        let mut is_found = false;
-        while let Some(part) = suspects.pop() {
-            let update = Update { entries: part.iter().map(|key| (*key).clone()).collect(), ..Update::default() };
-            let (transaction, _) = self.plan(entries, &Scope::Update(update), node);
-            let checked = self.connection.check(&write::batch(&transaction, self.options));
-            if !self.belief.undo() {
-                return false;
-            }
-            match (checked, part) {
-                (Ok(()), _) | (Err(_), []) => {}
-                (Err(error), _) if error.is_mismatch() => return false,
-                (Err(error), [key]) => {
-                    is_found = true;
-                    self.quarantined.insert((*key).clone(), Quarantine::Refused(error.to_string()));
-                }
-                (Err(_), part) => {
-                    let (left, right) = part.split_at(part.len() / 2);
-                    suspects.extend([right, left]);
-                }
-            }
-        }
-        is_found
-    }
-
-    /// Finds the entries that the kernel refuses, by checks that change nothing, and quarantines them.
-    fn isolate(
-        &mut self,
-        entries: &BTreeMap<EntryKey, ForwardingEntry>,
-        node: &NodeForwarding,
-    ) -> Result<(), ApplyError> {
-        let keys: Vec<&EntryKey> = entries.keys().filter(|key| !self.is_left_out(key)).collect();
-        self.check(entries, &[], node).map_err(ApplyError::Structure)?;
-        let mut suspects = vec![&keys[..]];
-        while let Some(part) = suspects.pop() {
-            let Err(error) = self.check(entries, part, node) else { continue };
-            match part {
-                [] => {}
-                [key] => {
-                    self.quarantined.insert((*key).clone(), Quarantine::Refused(error.to_string()));
-                }
-                part => {
-                    let (left, right) = part.split_at(part.len() / 2);
-                    suspects.extend([right, left]);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the kernel would take a new table with some of the entries.
-    fn check(
-        &mut self,
-        entries: &BTreeMap<EntryKey, ForwardingEntry>,
-        keys: &[&EntryKey],
-        node: &NodeForwarding,
-    ) -> Result<(), ConnectionError> {
-        let mut scratch = Belief::default();
-        let scope = Scope::Keys(keys.iter().map(|key| (*key).clone()).collect());
-        let (transaction, _) = scratch.update(entries, &scope, node, &BTreeSet::new());
-        self.connection.check(&write::batch(&transaction, self.options))
     }
 }
 

@@ -326,8 +326,8 @@ impl Component for Datapath {
         };
         let mut update = self.desired.update(&self.index, &self.settings, &changes);
         self.outputs.progress.begin(&changes, &update, &self.desired);
+        self.ledger.see_left(self.index.take_left(), now.monotonic);
         let mut turn = Turn {
-            left: self.index.take_left(),
             is_whole: scope == Scope::Resync || update.is_node_changed,
             services: changes.services,
             removed: Vec::new(),

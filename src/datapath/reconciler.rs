@@ -340,7 +340,9 @@ impl Component for Datapath {
         let due = self.repairs.due(now.monotonic);
         let is_repair = scope == Scope::Changed && due == Due::Now;
         if scope == Scope::Changed && !is_repair && update.is_empty() {
-            self.outputs.progress.succeed(&self.index, &self.desired, None);
+            if due == Due::No {
+                self.outputs.progress.succeed(&self.index, &self.desired, None);
+            }
             let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
             self.metrics.forgotten(forgotten);
             let next = self.sweep(turn, now);
@@ -359,7 +361,10 @@ impl Component for Datapath {
         }
         self.retry.follow(!report.quarantined.is_empty(), now.monotonic);
         self.publish();
-        self.outputs.progress.succeed(&self.index, &self.desired, Some((scope, now.monotonic)));
+        // While a repair has to wait the kernel has not what it should, whatever it has just taken.
+        if is_repair || scope == Scope::Resync || due == Due::No {
+            self.outputs.progress.succeed(&self.index, &self.desired, Some((scope, now.monotonic)));
+        }
         turn.removed = std::mem::take(&mut report.removed);
         turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());

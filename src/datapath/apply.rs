@@ -6,8 +6,10 @@ mod programmed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use thiserror::Error;
+use tokio::time::Instant;
 
 use self::memory::Forgetting;
 use self::programmed::Programmed;
@@ -19,6 +21,7 @@ use crate::datapath::nft::layout::{TABLE_NAME, table};
 use crate::datapath::nft::options::Options;
 use crate::datapath::nft::{read, write};
 use crate::datapath::plan::{Belief, Scope, Transaction};
+use crate::datapath::repairs::Renewals;
 use crate::model::Family;
 use crate::model::programmed::AddressSet;
 use crate::netlink::nf_tables::{Connection, ConnectionError, Listener};
@@ -90,6 +93,7 @@ pub struct Programmer {
     options: Options,
     belief: Belief,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    renewals: Renewals,
     programmed: Programmed,
     forgetting: Forgetting,
 }
@@ -106,6 +110,7 @@ impl Programmer {
             options: Options::default(),
             belief: Belief::default(),
             quarantined: BTreeMap::new(),
+            renewals: Renewals::default(),
             programmed: Programmed::default(),
             forgetting: Forgetting::default(),
         })
@@ -206,6 +211,16 @@ impl Programmer {
         Ok(Report { is_rebuilt: true, ..report })
     }
 
+    /// How long until the table may be made anew for those that go without a number, if that would help them.
+    pub fn renewal_pause(&self) -> Option<Duration> {
+        self.renewals.pause(Instant::now())
+    }
+
+    /// Whether that time has come: those that go without are to be tried again.
+    pub fn take_renewal(&mut self) -> bool {
+        self.renewals.take_due(Instant::now())
+    }
+
     /// Whether [`Self::settle`] has something to do, or any next turn.
     pub fn is_unsettled(&self) -> bool {
         self.forgetting.is_pending()
@@ -289,7 +304,8 @@ impl Programmer {
         let (mut transaction, mut refused) = self.plan(entries, scope, node);
         let is_out_of_classes =
             refused.values().any(|reason| matches!(reason, Exhausted::Classes | Exhausted::Affinity));
-        if is_out_of_classes && !is_whole && self.belief.wastes_classes() {
+        let is_wasteful = is_out_of_classes && !is_whole && self.belief.wastes_classes();
+        if is_wasteful && self.renewals.ask(Instant::now()) {
             self.belief.forget();
             self.quarantined
                 .retain(|_, reason| !matches!(reason, Quarantine::Exhausted(Exhausted::Classes | Exhausted::Affinity)));

@@ -197,7 +197,7 @@ impl Datapath {
             Due::After(pause) => Some(pause),
         };
         let settle = self.programmer.is_unsettled().then_some(SETTLE);
-        let pauses = [repair, self.retry.pause(now), settle];
+        let pauses = [repair, self.retry.pause(now), self.programmer.renewal_pause(), settle];
         pauses.into_iter().flatten().min().map_or(Next::OnEvent, Next::After)
     }
 
@@ -326,7 +326,6 @@ impl Component for Datapath {
         };
         let mut update = self.desired.update(&self.index, &self.settings, &changes);
         self.outputs.progress.begin(&changes, &update, &self.desired);
-        self.ledger.see_left(self.index.take_left(), now.monotonic);
         let mut turn = Turn {
             is_whole: scope == Scope::Resync || update.is_node_changed,
             services: changes.services,
@@ -334,7 +333,8 @@ impl Component for Datapath {
         };
         // A Service may gain or lose a frontend by what another one does.
         turn.services.extend(update.entries.iter().map(|key| key.port.service.clone()));
-        if self.retry.is_due(now.monotonic) {
+        let is_renewal = self.programmer.take_renewal();
+        if is_renewal || self.retry.is_due(now.monotonic) {
             update.entries.extend(self.quarantined.keys().cloned());
         }
         let due = self.repairs.due(now.monotonic);

@@ -1,6 +1,7 @@
 //! Entries that find no room, or that the kernel refuses.
 
 use super::*;
+use crate::datapath::repairs::RENEWAL_PAUSE;
 
 #[test]
 fn classes_that_are_not_used_any_more_are_taken_again() {
@@ -47,9 +48,26 @@ fn a_service_for_whose_affinity_no_class_is_left_is_served_without_until_there_i
         let (gone, _) = state.pop_first().unwrap();
         let report = programmer.apply(&state, &Scope::Keys([gone].into()), &node()).unwrap();
         assert_eq!((report.is_rebuilt, report.quarantined), (false, expected));
-        let report = programmer.apply(&state, &Scope::Keys([last].into()), &node()).unwrap();
+        let report = programmer.apply(&state, &Scope::Keys([last.clone()].into()), &node()).unwrap();
         assert!(report.is_rebuilt && report.quarantined.is_empty(), "{report:?}");
         assert!(listing().contains("sticky1_10800"));
+        assert_eq!(programmer.renewal_pause(), None);
+        // The same again: the table is not made anew at each change.
+        let (gone, _) = state.pop_first().unwrap();
+        programmer.apply(&state, &Scope::Keys([gone].into()), &node()).unwrap();
+        let next = EntryKey { port: key("sticky257").port, ..last };
+        let mut entry = sticky(9).1;
+        entry.affinity = Some(Duration::from_secs(7200));
+        entry.frontends = [(Frontend::Address("10.96.8.2:80".parse().unwrap()), INTERNAL)].into();
+        state.insert(next.clone(), entry);
+        let scope = Scope::Keys([next.clone()].into());
+        let report = programmer.apply(&state, &scope, &node()).unwrap();
+        assert_eq!((report.is_rebuilt, report.quarantined.keys().collect::<Vec<_>>()), (false, vec![&next]));
+        assert!(programmer.renewal_pause().unwrap() > RENEWAL_PAUSE / 2);
+        assert!(!programmer.take_renewal());
+        programmer.renewals = Renewals::default();
+        let report = programmer.apply(&state, &scope, &node()).unwrap();
+        assert!(report.is_rebuilt && report.quarantined.is_empty(), "{report:?}");
     });
 }
 

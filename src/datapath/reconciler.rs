@@ -24,6 +24,7 @@ use super::repairs::{Due, Repairs, Retry};
 use super::servers::Servers;
 use super::settings::Settings;
 use super::sweeper::Sweeper;
+use super::unusable::Unusable;
 use super::watch::Event;
 use crate::model::node::Node;
 use crate::model::programmed::Programmed;
@@ -54,6 +55,7 @@ pub struct Datapath {
     /// [`Desired::disputes`] when the conflicts were last looked at.
     disputes: Option<u64>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    unusable: Unusable,
     retry: Retry,
     repairs: Repairs,
     /// Who touched our tables since the last repair, as far as known.
@@ -115,6 +117,7 @@ impl Datapath {
             conflicts: BTreeSet::new(),
             disputes: None,
             quarantined: BTreeMap::new(),
+            unusable: Unusable::default(),
             retry: Retry::default(),
             repairs: Repairs::default(),
             intruder: None,
@@ -237,9 +240,6 @@ impl Datapath {
         if is_disputed {
             self.follow_conflicts();
         }
-        if is_disputed || report.quarantined != self.quarantined {
-            self.outputs.problems.report(problems(&self.conflicts, &report.quarantined));
-        }
         for (key, reason) in &report.quarantined {
             if self.quarantined.get(key) == Some(reason) {
                 continue;
@@ -250,7 +250,16 @@ impl Datapath {
                 tracing::error!(entry = %key.port, family = %key.family, %reason, "a Service port is not programmed");
             }
         }
+        let is_new = is_disputed || report.quarantined != self.quarantined;
         self.quarantined = report.quarantined;
+        if is_new {
+            self.tell_problems();
+        }
+    }
+
+    fn tell_problems(&self) {
+        let problems = problems(&self.conflicts, &self.quarantined, self.unusable.problems());
+        self.outputs.problems.report(problems);
     }
 
     fn follow_conflicts(&mut self) {
@@ -326,6 +335,10 @@ impl Component for Datapath {
         };
         let mut update = self.desired.update(&self.index, &self.settings, &changes);
         self.outputs.progress.begin(&changes, &update, &self.desired);
+        if self.unusable.follow(&changes.services, &self.index) {
+            self.tell_problems();
+        }
+        self.ledger.see_left(self.index.take_left(), now.monotonic);
         let mut turn = Turn {
             is_whole: scope == Scope::Resync || update.is_node_changed,
             services: changes.services,

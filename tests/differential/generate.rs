@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
 use crate::cluster::{Key, Objects};
+use crate::flows::objects::without_nulls;
 use crate::rng::Rng;
 
 /// The node's addresses: the primary one of each family, then others.
@@ -283,18 +284,5 @@ impl Generator {
         let tried: Vec<u16> =
             (0..20).map(|_| FIRST_NODE_PORT + self.rng.below(usize::from(NODE_PORTS)) as u16).collect();
         tried.into_iter().find(|port| !taken.contains(&i64::from(*port)))
-    }
-}
-
-/// As an object is written: fields without a value are left out.
-fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => fields
-            .into_iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(name, value)| (name, without_nulls(value)))
-            .collect(),
-        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
-        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => other,
     }
 }

@@ -21,4 +21,5 @@ pub mod servers;
 pub mod settings;
 pub mod simulate;
 pub mod sweeper;
+mod unusable;
 pub mod watch;

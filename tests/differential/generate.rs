@@ -33,6 +33,8 @@ const VIPS: [&str; 12] = [
     "2001:db8:1::2",
     "2001:db8::1",
 ];
+/// So many more begin with these, so that some lose their last Service in a round.
+const RARE_VIPS: (usize, [&str; 2]) = (40, ["203.0.113.2", "2001:db8:99::2"]);
 /// External IPs; some are the node's, some are load-balancer addresses, some have a spelling of their own.
 const EXTERNAL_IPS: [&str; 9] = [
     "198.51.100.1",
@@ -241,6 +243,11 @@ impl Generator {
         for address in self.rng.some(&VIPS, 3) {
             let mode = [Value::Null, json!("VIP"), json!("VIP"), json!("Proxy")];
             list.push(json!({ "ip": address, "ipMode": self.rng.pick(&mode) }));
+        }
+        if self.rng.percent(25) {
+            let (count, beginnings) = RARE_VIPS;
+            let address = format!("{}{:02}", self.rng.pick(&beginnings), self.rng.below(count) + 10);
+            list.push(json!({ "ip": address, "ipMode": "VIP" }));
         }
         if self.rng.percent(10) {
             list.push(json!({ "hostname": "balancer.example.com" }));

@@ -4,7 +4,6 @@
 
 mod list;
 mod many;
-pub mod protobuf;
 mod wire;
 
 use std::error::Error;
@@ -22,7 +21,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-pub use self::wire::Wire;
+pub use self::wire::{Wire, WireError};
 use super::telemetry::chain;
 
 /// The first pause after a watch broke; doubles up to [`LONGEST_PAUSE`].

@@ -4,21 +4,25 @@
 //!   "k8s\0"  Unknown { 1: TypeMeta, 2: raw = List { 1: ListMeta, 2: item, 2: item, … }, 3: …, 4: … }
 //! ```
 
+use prost::Message;
 use thiserror::Error;
 
-use super::protobuf::{WireError, fields, varint};
+use super::wire::WireError;
+use super::wire::messages::ListMeta;
 
 /// What every protobuf answer of an API server begins with.
-const MAGIC: &[u8] = b"k8s\0";
-const RAW: u64 = 2;
-const METADATA: u64 = 1;
-const ITEM: u64 = 2;
-const RESOURCE_VERSION: u64 = 2;
-const CONTINUE: u64 = 3;
-/// The kind of a field that has a length.
-const BYTES: u64 = 2;
+pub(super) const MAGIC: &[u8] = b"k8s\0";
+/// The kind of a field that has a length, and the bits of a key that tell the kind.
+const BYTES: usize = 2;
+const KIND: usize = 7;
+/// Keys of the fields that are read: the number of the field, and its kind.
+const RAW: usize = 2 << 3 | BYTES;
+const METADATA: usize = 1 << 3 | BYTES;
+const ITEM: usize = 2 << 3 | BYTES;
+/// The most bytes that a key or a length has.
+const LONGEST_NUMBER: usize = 10;
 /// Larger than etcd takes any object.
-const LARGEST: u64 = 64 << 20;
+const LARGEST: usize = 64 << 20;
 
 /// Why an answer is no list.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -31,7 +35,11 @@ pub(super) enum ListError {
     Part,
     #[error("the list has no resource version")]
     NoVersion,
-    #[error(transparent)]
+    #[error("the list has a field that no list has")]
+    Field,
+    #[error("an object is larger than any that a cluster takes, or than the list that it is in")]
+    Large,
+    #[error("a part of the list cannot be read")]
     Wire(#[from] WireError),
 }
 
@@ -42,7 +50,7 @@ pub(super) struct Incoming {
     pending: Vec<u8>,
     is_begun: bool,
     /// How much of the inner list is to come, while in it.
-    inside: Option<u64>,
+    inside: Option<usize>,
     version: String,
     is_part: bool,
 }
@@ -87,43 +95,34 @@ impl Incoming {
             self.inside = None;
         }
         let before = rest.len();
-        let Some(tag) = varint(&mut rest)? else { return Ok(None) };
-        let (number, kind) = (tag >> 3, tag & 7);
-        if kind != BYTES {
-            return Err(WireError::Kind(u8::try_from(kind).unwrap_or(u8::MAX)).into());
+        let Some(key) = number(&mut rest)? else { return Ok(None) };
+        if key & KIND != BYTES {
+            return Err(ListError::Field);
         }
-        let Some(length) = varint(&mut rest)? else { return Ok(None) };
-        if self.inside.is_none() && number == RAW {
+        let Some(length) = number(&mut rest)? else { return Ok(None) };
+        if self.inside.is_none() && key == RAW {
             self.inside = Some(length);
             return Ok(Some(rest));
         }
-        if length > LARGEST {
-            return Err(WireError::Number.into());
+        // What the field would leave of the inner list.
+        let left = self.inside.map(|left| left.checked_sub(before - rest.len())?.checked_sub(length));
+        if length > LARGEST || left == Some(None) {
+            return Err(ListError::Large);
         }
-        let Some((value, after)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length)) else {
-            return Ok(None);
-        };
-        if let Some(left) = &mut self.inside {
-            let read = u64::try_from(before - after.len()).unwrap_or(u64::MAX);
-            *left = left.checked_sub(read).ok_or(WireError::Short)?;
-            match number {
-                METADATA => self.read_metadata(value)?,
+        let Some((value, after)) = rest.split_at_checked(length) else { return Ok(None) };
+        if let Some(left) = left {
+            self.inside = left;
+            match key {
+                METADATA => {
+                    let ListMeta { resource_version, continue_ } = ListMeta::decode(value).map_err(WireError::from)?;
+                    self.version = resource_version;
+                    self.is_part = !continue_.is_empty();
+                }
                 ITEM => item(value)?,
                 _ => {}
             }
         }
         Ok(Some(after))
-    }
-
-    fn read_metadata(&mut self, metadata: &[u8]) -> Result<(), WireError> {
-        for field in fields(metadata) {
-            match field? {
-                (RESOURCE_VERSION, value) => self.version = value.text()?,
-                (CONTINUE, value) => self.is_part = !value.bytes()?.is_empty(),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// Nothing comes any more: the resource version of the list, if that is whole.
@@ -139,6 +138,16 @@ impl Incoming {
             Self { is_part: true, .. } => Err(ListError::Part),
             Self { .. } => Err(ListError::Cut),
         }
+    }
+}
+
+/// Reads a key or a length, which are written alike; nothing where its end is not there yet.
+fn number(rest: &mut &[u8]) -> Result<Option<usize>, WireError> {
+    let arrived = rest.len();
+    match prost::decode_length_delimiter(&mut *rest) {
+        Ok(number) => Ok(Some(number)),
+        Err(_) if arrived < LONGEST_NUMBER => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -186,5 +195,12 @@ mod tests {
         let part = field(1, &[field(2, b"77"), field(3, b"more")].concat());
         assert_eq!(read(&[MAGIC, &field(2, &part)].concat(), 3), Err(ListError::Part));
         assert_eq!(read(&[MAGIC, &field(2, &field(2, b"one"))].concat(), 3), Err(ListError::NoVersion));
+        let beyond = [MAGIC, &[2 << 3 | 2, 2, 2 << 3 | 2, 9]].concat();
+        assert_eq!(read(&beyond, 3), Err(ListError::Large), "an object that ends after its list");
+        let huge = [MAGIC, &[1 << 3 | 2, 0xff, 0xff, 0xff, 0xff, 0x0f]].concat();
+        assert_eq!(read(&huge, 3), Err(ListError::Large));
+        assert_eq!(read(&[MAGIC, &[1 << 3, 1]].concat(), 3), Err(ListError::Field));
+        let endless = read(&[MAGIC, &[0xff; 16]].concat(), 3);
+        assert!(matches!(endless, Err(ListError::Wire(WireError::Message(_)))), "{endless:?}");
     }
 }

@@ -144,10 +144,9 @@ where
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => guarded(event, &guard),
-            Err(
-                watcher::Error::InitialListFailed(kube::Error::SerdeError(error))
-                | watcher::Error::WatchFailed(kube::Error::SerdeError(error)),
-            ) => {
+            Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchFailed(error))
+                if is_undecodable(&error) =>
+            {
                 tracing::warn!(%kind, error = chain(&error), "an object cannot be decoded, reading each with care");
                 return End::CannotDecode;
             }
@@ -161,6 +160,12 @@ where
         }
     }
     End::NobodyListens
+}
+
+/// Whether an answer, or an event of a watch, could not be decoded. What kube cannot read as an event it takes for a refusal
+/// of the server, of which every field may be missing: one without a code is none.
+fn is_undecodable(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::SerdeError(_)) || matches!(error, kube::Error::Api(status) if status.code == 0)
 }
 
 fn guarded<O, K>(event: watcher::Event<O>, guard: impl Fn(O) -> DeserializeGuard<K>) -> RawEvent<K> {

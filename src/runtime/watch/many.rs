@@ -7,21 +7,27 @@ use std::time::Duration;
 
 use futures::{AsyncBufReadExt, StreamExt};
 use kube::api::{ListParams, VersionMatch, WatchEvent, WatchParams};
-use kube::core::{DeserializeGuard, Request};
+use kube::core::{DeserializeGuard, Request, Status};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
+use prost::Message;
 use serde::de::DeserializeOwned;
 use thiserror::Error as ThisError;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::list::{Incoming, ListError};
-use super::wire::Wire;
-use super::{End, FIRST_PAUSE, LONGEST_PAUSE, LONGEST_SILENCE, Sink, WATCH_SECONDS, pauses, tell};
+use super::list::{Incoming, ListError, MAGIC};
+use super::wire::{Wire, messages};
+use super::{End, FIRST_PAUSE, LONGEST_PAUSE, LONGEST_SILENCE, Sink, WATCH_SECONDS, is_undecodable, pauses, tell};
 use crate::runtime::telemetry::chain;
 
 /// What the API server is asked for.
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+/// How an API server refuses that does not understand what is asked, or speaks no protobuf.
+const CANNOT_ANSWER: [u16; 3] = [400, 406, 415];
+/// How it refuses a version that it does not understand, or has forgotten.
+const CANNOT_GO_ON: [u16; 2] = [400, 410];
 
 /// Why there is no list.
 #[derive(Debug, ThisError)]
@@ -53,8 +59,10 @@ where
                 tracing::warn!(%kind, error = chain(&error), "no list as protobuf, asking for JSON");
                 return End::Lost;
             }
-            // Such an API server speaks no protobuf.
-            Err(FirstListError::Ask(kube::Error::Api(status))) if matches!(status.code, 406 | 415) => return End::Lost,
+            Err(FirstListError::Ask(kube::Error::Api(status))) if CANNOT_ANSWER.contains(&status.code) => {
+                tracing::info!(%kind, reason = status.message, "the API server gives no protobuf, asking for JSON");
+                return End::Lost;
+            }
             Err(error) => {
                 tracing::warn!(%kind, error = chain(&error), "list broke, trying again");
                 sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
@@ -73,7 +81,11 @@ where
         let began = Instant::now();
         match watch(&api, &params, &mut version, &mut pauses, sinks).await {
             Ok(()) => {}
-            Err(WatchEnd::Given(end)) => return end,
+            Err(WatchEnd::NobodyListens) => return End::NobodyListens,
+            Err(WatchEnd::Lost(error)) => {
+                tracing::warn!(%kind, version, error = chain(&error), "watch cannot go on, listing all anew");
+                return End::Lost;
+            }
             Err(WatchEnd::Broken(error)) => {
                 tracing::warn!(%kind, error = chain(&error), "watch broke, trying again");
                 sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
@@ -104,7 +116,7 @@ where
     let mut request =
         Request::new(K::url_path(&(), None)).list(&params).map_err(|error| bad_request(Box::new(error)))?;
     request.headers_mut().insert("accept", PROTOBUF.parse().map_err(|error| bad_request(Box::new(error)))?);
-    let answer = client.request_stream(request).await.map_err(FirstListError::Ask)?;
+    let answer = client.request_stream(request).await.map_err(|error| FirstListError::Ask(refused(error)))?;
     let answered = start.elapsed();
     let mut answer = std::pin::pin!(answer);
     if !tell(sinks, &watcher::Event::Init).await {
@@ -144,8 +156,22 @@ where
 
 /// Why a watch is over before its time.
 enum WatchEnd {
-    Given(End),
+    /// A sink is gone.
+    NobodyListens,
+    /// It may go on where it was.
     Broken(kube::Error),
+    /// It would come to the same end again, from the same version.
+    Lost(WatchError),
+}
+
+#[derive(Debug, ThisError)]
+enum WatchError {
+    #[error("the API server refuses it")]
+    Refused(#[source] kube::Error),
+    #[error("an object cannot be decoded")]
+    Object(#[source] kube::Error),
+    #[error("an event has no version")]
+    NoVersion,
 }
 
 /// One watch from a version on, until the server ends it or nothing comes any more.
@@ -159,7 +185,7 @@ async fn watch<K>(
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let stream = api.watch(params, version).await.map_err(broken)?;
+    let stream = api.watch(params, version).await.map_err(not_begun)?;
     let mut events = std::pin::pin!(stream);
     // The server ends it by then, if it still can.
     let silence = Duration::from_secs(u64::from(WATCH_SECONDS) + 5);
@@ -177,28 +203,54 @@ where
                 follow_version(version, Some(bookmark.metadata.resource_version))?;
                 continue;
             }
-            WatchEvent::Error(status) => return Err(broken(kube::Error::Api(status))),
+            WatchEvent::Error(status) => return Err(WatchEnd::Lost(WatchError::Refused(kube::Error::Api(status)))),
         };
         pauses.reset();
         if !tell(sinks, &event).await {
-            return Err(WatchEnd::Given(End::NobodyListens));
+            return Err(WatchEnd::NobodyListens);
         }
     }
     Ok(())
 }
 
 fn follow_version(version: &mut String, newer: Option<String>) -> Result<(), WatchEnd> {
-    *version = newer.filter(|version| !version.is_empty()).ok_or(WatchEnd::Given(End::Lost))?;
+    *version = newer.filter(|version| !version.is_empty()).ok_or(WatchEnd::Lost(WatchError::NoVersion))?;
     Ok(())
 }
 
-/// What an error means: a version that is forgotten, or an object that cannot be decoded, calls for a new list.
+fn not_begun(error: kube::Error) -> WatchEnd {
+    let is_version_refused = matches!(&error, kube::Error::Api(status) if CANNOT_GO_ON.contains(&status.code));
+    if is_version_refused { WatchEnd::Lost(WatchError::Refused(error)) } else { WatchEnd::Broken(error) }
+}
+
 fn broken(error: kube::Error) -> WatchEnd {
-    let is_forgotten = matches!(&error, kube::Error::Api(status) if status.code == 410);
-    if is_forgotten || matches!(error, kube::Error::SerdeError(_)) {
-        WatchEnd::Given(End::Lost)
+    if is_undecodable(&error) {
+        WatchEnd::Lost(WatchError::Object(error))
+    } else if let kube::Error::Api(_) = &error {
+        WatchEnd::Lost(WatchError::Refused(error))
     } else {
         WatchEnd::Broken(error)
+    }
+}
+
+/// A refusal comes in the language that was asked for, whose bytes kube takes for text: says what it says.
+fn refused(error: kube::Error) -> kube::Error {
+    let said = if let kube::Error::FromUtf8(error) = &error {
+        error.as_bytes()
+    } else if let kube::Error::Api(status) = &error {
+        status.message.as_bytes()
+    } else {
+        return error;
+    };
+    let status = said
+        .strip_prefix(MAGIC)
+        .and_then(|said| messages::Unknown::decode(said).ok())
+        .and_then(|said| messages::Status::decode(said.raw.as_slice()).ok());
+    match status {
+        Some(messages::Status { message, reason, code }) => kube::Error::Api(Box::new(
+            Status::failure(&message, &reason).with_code(u16::try_from(code).unwrap_or_default()),
+        )),
+        None => error,
     }
 }
 

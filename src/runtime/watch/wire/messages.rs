@@ -213,3 +213,21 @@ pub(crate) struct ListMeta {
     #[prost(string, tag = "3")]
     pub continue_: String,
 }
+
+/// What every answer is wrapped in.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Unknown {
+    #[prost(bytes = "vec", tag = "2")]
+    pub raw: Vec<u8>,
+}
+
+/// What the server says where it refuses.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Status {
+    #[prost(string, tag = "3")]
+    pub message: String,
+    #[prost(string, tag = "4")]
+    pub reason: String,
+    #[prost(int32, tag = "6")]
+    pub code: i32,
+}

@@ -205,6 +205,12 @@ impl Programmer {
         Ok(Report { is_rebuilt: true, ..report })
     }
 
+    /// Gives back memory to spare, after a turn over everything.
+    pub fn pack(&mut self) {
+        self.belief.pack();
+        self.programmed.pack();
+    }
+
     /// Whether [`Self::settle`] has something to do, or any next turn.
     pub fn is_unsettled(&self) -> bool {
         self.forgetting.is_pending()

@@ -221,6 +221,13 @@ impl Datapath {
         }
     }
 
+    /// Gives back the memory that a turn over everything leaves to spare.
+    fn pack(&mut self) {
+        self.index.pack();
+        self.desired.pack();
+        self.programmer.pack();
+    }
+
     /// Says what this turn did and who goes without.
     fn report(&mut self, report: Report, took: Duration) {
         self.metrics.programmed(&report, took);
@@ -363,6 +370,9 @@ impl Component for Datapath {
         turn.removed = std::mem::take(&mut report.removed);
         turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());
+        if scope == Scope::Resync {
+            self.pack();
+        }
         let next = self.sweep(turn, now);
         Ok(sooner(self.next(), next))
     }

@@ -105,7 +105,7 @@ pub fn entry(frontends: &[(SocketAddr, Treatment)], cluster: Target, timeout: Op
         local: Target::Reject,
         affinity: timeout.map(Duration::from_secs),
         source_ranges: Vec::new(),
-        local_addresses: BTreeSet::new(),
+        local_addresses: Default::default(),
     }
 }
 

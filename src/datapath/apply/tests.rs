@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::datapath::entry::{NodePortAddresses, NodePorts, Treatment};
 use crate::datapath::nft::compose::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
+use crate::model::flat::{FlatMap, FlatSet};
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
 use crate::netlink::nf_tables::test::{in_new_namespace, nft};
@@ -207,9 +208,9 @@ fn every_kind_of_change_is_taken_without_a_rebuild() {
         step(&|entry| {
             entry.frontends.insert(Frontend::Address("192.0.2.1:80".parse().unwrap()), EXTERNAL);
         });
-        step(&|entry| entry.frontends.clear());
+        step(&|entry| entry.frontends = FlatMap::new());
         step(&|entry| entry.frontends = entries()[&web].frontends.clone());
-        step(&|entry| entry.local_addresses.clear());
+        step(&|entry| entry.local_addresses = FlatSet::new());
     });
 }
 

@@ -11,6 +11,8 @@
     reason = "a bench prints and may end badly, and uses helpers of tests"
 )]
 
+#[path = "../tests/stage/links.rs"]
+mod links;
 #[path = "../tests/stage/namespace.rs"]
 mod namespace;
 #[path = "../tests/stage/sockets.rs"]

@@ -22,4 +22,5 @@ pub mod service;
 pub mod settings;
 pub mod simulate;
 pub mod sweeper;
+mod unusable;
 pub mod watch;

@@ -10,6 +10,7 @@ pub mod mailbox;
 pub mod node_announcement;
 pub mod node_report;
 pub mod observed;
+pub mod pages;
 pub mod reconcile;
 pub mod service_proxy;
 pub mod shutdown;

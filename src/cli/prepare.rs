@@ -1,5 +1,5 @@
 //! `steelyard prepare`: sets what of the kernel's connection tracking only a privileged program may set. The chart runs it
-//! before the agent; `steelyard node --cleanup` puts back what was there.
+//! before the agent; `steelyard node --cleanup` puts back what was there, and so does a later run that is not asked to set it.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -81,9 +81,12 @@ impl Prepare {
                 tracing::warn!(%error, "connection tracking cannot be asked, its settings may be missing");
             }
         }
+        let rules = self.rules();
+        // What an earlier run set and this one is not asked to.
+        tell_put_back(sysctls.restore_but(&rules)?);
         let mut out = std::io::stdout().lock();
-        for rule in self.rules() {
-            match sysctls.apply(&rule)? {
+        for rule in &rules {
+            match sysctls.apply(rule)? {
                 Outcome::Kept(value) => writeln!(out, "{} = {value}, as it was", rule.name)?,
                 Outcome::Changed { before, now } => writeln!(out, "{} = {now}, was {before}", rule.name)?,
                 Outcome::Refused(error) => {
@@ -125,7 +128,12 @@ impl Prepare {
 /// # Errors
 /// When what was written down cannot be read, or not brought up to date.
 pub(crate) fn put_back(state_file: &Path) -> Result<(), SysctlsError> {
-    for (name, outcome) in Sysctls::open(state_file)?.restore()? {
+    tell_put_back(Sysctls::open(state_file)?.restore()?);
+    Ok(())
+}
+
+fn tell_put_back(outcomes: Vec<(String, Outcome)>) {
+    for (name, outcome) in outcomes {
         match outcome {
             Outcome::Changed { before, now } => tracing::info!(name, from = before, to = now, "put back a setting"),
             Outcome::Kept(value) => {
@@ -134,5 +142,4 @@ pub(crate) fn put_back(state_file: &Path) -> Result<(), SysctlsError> {
             Outcome::Refused(error) => tracing::warn!(name, error, "a setting cannot be put back"),
         }
     }
-    Ok(())
 }

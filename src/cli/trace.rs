@@ -9,6 +9,7 @@ mod report;
 mod target;
 mod text;
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -21,7 +22,7 @@ use thiserror::Error;
 use self::files::FileError;
 use self::live::ListError;
 use self::objects::Objects;
-use self::place::{Chosen, PlaceError};
+use self::place::PlaceError;
 use self::report::{Outcome, Report, View};
 use self::target::{Target, TargetError, addresses_of};
 use super::cluster::{ClusterArgs, ClusterError};
@@ -29,7 +30,7 @@ use super::forwarding::ForwardingArgs;
 use crate::datapath::simulate::{Packet, not_proxied};
 use crate::model::node::Node;
 use crate::model::{Family, Protocol};
-use crate::names::ServiceKey;
+use crate::names::{NodeName, ServiceKey};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -99,6 +100,21 @@ enum ProtocolArg {
 enum Output {
     Text,
     Json,
+}
+
+/// A packet to be followed on some node.
+struct Job {
+    /// Among all of them, as they are told.
+    place: (usize, Leg),
+    packet: Packet,
+    reason: String,
+}
+
+/// A packet that a node does not serve goes on to one other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Leg {
+    First,
+    Second,
 }
 
 /// Why there is no answer.
@@ -173,7 +189,9 @@ impl Trace {
             warnings
                 .push("no ServiceCIDR is known: addresses of none but known Services count as cluster IPs".to_owned());
         }
-        let mut traces = Vec::new();
+        // What a node knows costs as much as all objects together: it is worked out once for all of the node's packets.
+        let mut waiting: BTreeMap<&NodeName, (&Node, Vec<Job>)> = BTreeMap::new();
+        let mut count = 0;
         for (destination, port, protocol) in self.packets(target, &objects)? {
             if Family::of(self.from) != Family::of(destination) {
                 return Err(TraceError::Families { from: self.from, to: destination });
@@ -187,21 +205,29 @@ impl Trace {
             };
             for (node, reason) in nodes {
                 let packet = Packet { source: self.from, destination, port, protocol };
-                let follow = |(node, reason): Chosen<'_>| {
-                    let view = View::new(&objects, node, &settings, self.local_addresses.iter().copied());
-                    let mut traced = view.trace(packet, reason);
-                    traced.notes.extend(objects.idle.get(&node.name).map(|mode| idle_note(node, mode)));
-                    traced
-                };
-                let mut traced = follow((node, reason));
-                let next = place::next(&objects, node, destination)
-                    .filter(|_| traced.outcome == Outcome::NotServed && self.node.is_none() && !self.all_nodes);
-                traced.goes_on_to = next.as_ref().map(|(node, _)| node.name.to_string());
-                traces.push(traced);
-                traces.extend(next.map(follow));
+                let jobs = &mut waiting.entry(&node.name).or_insert((node, Vec::new())).1;
+                jobs.push(Job { place: (count, Leg::First), packet, reason });
+                count += 1;
             }
         }
-        Ok(Report { traces, warnings })
+        let mut traces = BTreeMap::new();
+        while let Some((name, (node, jobs))) = waiting.pop_first() {
+            let view = View::new(&objects, node, &settings, self.local_addresses.iter().copied());
+            for Job { place: (number, leg), packet, reason } in jobs {
+                let mut traced = view.trace(packet, reason);
+                traced.notes.extend(objects.idle.get(name).map(|mode| idle_note(node, mode)));
+                let may_go_on = leg == Leg::First && self.node.is_none() && !self.all_nodes;
+                let next = place::next(&objects, node, packet.destination)
+                    .filter(|_| may_go_on && traced.outcome == Outcome::NotServed);
+                if let Some((next, reason)) = next {
+                    traced.goes_on_to = Some(next.name.to_string());
+                    let jobs = &mut waiting.entry(&next.name).or_insert((next, Vec::new())).1;
+                    jobs.push(Job { place: (number, Leg::Second), packet, reason });
+                }
+                traces.insert((number, leg), traced);
+            }
+        }
+        Ok(Report { traces: traces.into_values().collect(), warnings })
     }
 
     fn packets(&self, target: &Target, objects: &Objects) -> Result<Vec<(IpAddr, NonZeroU16, Protocol)>, TraceError> {

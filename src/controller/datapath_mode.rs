@@ -3,6 +3,7 @@
 //!
 //! The rule is [`crate::model::datapath_mode`]'s. The ConfigMap belongs to the agents' DaemonSet and goes with it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,6 +18,7 @@ use crate::controller::metrics::Metrics;
 use crate::model::datapath_mode::{Decision, Evidence, contradiction, decide};
 use crate::names::NodeName;
 use crate::runtime::lease::Leadership;
+use crate::runtime::pages;
 use crate::runtime::telemetry::chain;
 
 /// Between two looks while nothing is decided and agents wait.
@@ -134,18 +136,20 @@ impl Arbiter {
 
     async fn evidence(&self, agents: Option<&DaemonSet>) -> Result<Evidence, kube::Error> {
         let announcements: Api<NodeAnnouncement> = Api::all(self.client.clone());
-        let announcements = announcements.list(&ListParams::default()).await?;
         let report = |object: NodeAnnouncement| {
             let proxy = object.status?.service_proxy?;
             Some((NodeName::new(object.metadata.name?), proxy.detected.then_some(proxy.evidence)))
         };
+        let mut reports = BTreeMap::new();
+        pages::each(&announcements, ListParams::default(), |object| reports.extend(report(object))).await?;
         let expected = agents.and_then(|agents| usize::try_from(agents.status.as_ref()?.desired_number_scheduled).ok());
         let daemon_sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), KUBE_SYSTEM);
-        let daemon_sets = daemon_sets.list(&ListParams::default()).await?;
-        let proxy = daemon_sets.items.iter().find(|daemon_set| is_kube_proxy(daemon_set));
+        let mut proxies = Vec::new();
+        pages::each(&daemon_sets, ListParams::default(), |object| proxies.extend(Some(object).filter(is_kube_proxy)))
+            .await?;
         Ok(Evidence {
-            daemon_set: proxy.map(|daemon_set| format!("{KUBE_SYSTEM}/{}", daemon_set.name_any())),
-            agents: announcements.items.into_iter().filter_map(report).collect(),
+            daemon_set: proxies.first().map(|daemon_set| format!("{KUBE_SYSTEM}/{}", daemon_set.name_any())),
+            agents: reports,
             expected,
         })
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::desired::DesiredCondition;
 use super::index::{Index, Trouble};
 use crate::api::conditions::PROGRAMMED;
+use crate::model::problem::FIELD_IGNORED;
 use crate::names::{NodeName, ServiceKey};
 
 /// How many nodes a message names. More are "others", without their number: a Service is not written anew for each node
@@ -30,9 +31,11 @@ pub fn troubles(index: &Index) -> BTreeMap<ServiceKey, DesiredCondition> {
 }
 
 fn condition(troubles: &BTreeMap<&Trouble, BTreeSet<&NodeName>>) -> DesiredCondition {
-    // What most nodes say comes first; between equals the first by reason.
+    // What most nodes say comes first; between equals the first by reason. A field that is ignored hides nothing else.
     let mut order: Vec<(&Trouble, &BTreeSet<&NodeName>)> = troubles.iter().map(|(a, b)| (*a, b)).collect();
-    order.sort_by_key(|(trouble, nodes)| (std::cmp::Reverse(nodes.len().min(NAMED_NODES)), *trouble));
+    let is_minor = |trouble: &Trouble| trouble.reason == FIELD_IGNORED;
+    order
+        .sort_by_key(|(trouble, nodes)| (is_minor(trouble), std::cmp::Reverse(nodes.len().min(NAMED_NODES)), *trouble));
     let reason = order.first().map(|(trouble, _)| trouble.reason.as_str()).filter(|reason| is_reason(reason));
     let mut parts: Vec<String> = order
         .iter()
@@ -113,6 +116,8 @@ mod tests {
         assert_eq!(told(&two), ("Refused".to_owned(), "on a, b: x; on c: y".to_owned()));
         let many = index(&[("a", "A", "1"), ("a", "B", "2"), ("a", "C", "3"), ("a", "D", "4")]);
         assert!(told(&many).1.ends_with("on a: 3; and more, see the NodeAnnouncements"));
+        let hidden = index(&[("a", FIELD_IGNORED, "x"), ("b", FIELD_IGNORED, "x"), ("b", "Refused", "y")]);
+        assert_eq!(told(&hidden), ("Refused".to_owned(), "on b: y; on a, b: x".to_owned()));
     }
 
     #[test]

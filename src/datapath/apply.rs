@@ -1,16 +1,19 @@
 //! Programs the kernel: one transaction per turn, the whole table after a failure, and without an entry that it refuses.
 
+mod isolate;
 mod memory;
 mod programmed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use thiserror::Error;
+use tokio::time::Instant;
 
 use self::memory::Forgetting;
 use self::programmed::Programmed;
-use crate::datapath::desired::{FrontendKey, Update};
+use crate::datapath::desired::FrontendKey;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
@@ -18,6 +21,7 @@ use crate::datapath::nft::layout::{TABLE_NAME, table};
 use crate::datapath::nft::options::Options;
 use crate::datapath::nft::{read, write};
 use crate::datapath::plan::{Belief, Scope, Transaction};
+use crate::datapath::repairs::Renewals;
 use crate::model::Family;
 use crate::model::programmed::AddressSet;
 use crate::netlink::nf_tables::{Connection, ConnectionError, Listener};
@@ -89,6 +93,7 @@ pub struct Programmer {
     options: Options,
     belief: Belief,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    renewals: Renewals,
     programmed: Programmed,
     forgetting: Forgetting,
 }
@@ -105,6 +110,7 @@ impl Programmer {
             options: Options::default(),
             belief: Belief::default(),
             quarantined: BTreeMap::new(),
+            renewals: Renewals::default(),
             programmed: Programmed::default(),
             forgetting: Forgetting::default(),
         })
@@ -211,6 +217,16 @@ impl Programmer {
         self.programmed.pack();
     }
 
+    /// How long until the table may be made anew for those that go without a number, if that would help them.
+    pub fn renewal_pause(&self) -> Option<Duration> {
+        self.renewals.pause(Instant::now())
+    }
+
+    /// Whether that time has come: those that go without are to be tried again.
+    pub fn take_renewal(&mut self) -> bool {
+        self.renewals.take_due(Instant::now())
+    }
+
     /// Whether [`Self::settle`] has something to do, or any next turn.
     pub fn is_unsettled(&self) -> bool {
         self.forgetting.is_pending()
@@ -294,7 +310,8 @@ impl Programmer {
         let (mut transaction, mut refused) = self.plan(entries, scope, node);
         let is_out_of_classes =
             refused.values().any(|reason| matches!(reason, Exhausted::Classes | Exhausted::Affinity));
-        if is_out_of_classes && !is_whole && self.belief.wastes_classes() {
+        let is_wasteful = is_out_of_classes && !is_whole && self.belief.wastes_classes();
+        if is_wasteful && self.renewals.ask(Instant::now()) {
             self.belief.forget();
             self.quarantined
                 .retain(|_, reason| !matches!(reason, Quarantine::Exhausted(Exhausted::Classes | Exhausted::Affinity)));
@@ -338,78 +355,6 @@ impl Programmer {
     ) -> (Transaction, BTreeMap<EntryKey, Exhausted>) {
         let skipped = self.quarantined.keys().filter(|key| self.is_left_out(key)).cloned().collect();
         self.belief.update(entries, scope, node, &skipped)
-    }
-
-    /// Finds the entries among those that changed which the kernel refuses, by checks that change nothing, and quarantines
-    /// them. Finds none where what we believe is not what the kernel has.
-    fn isolate_among(
-        &mut self,
-        entries: &BTreeMap<EntryKey, ForwardingEntry>,
-        keys: &BTreeSet<EntryKey>,
-        node: &NodeForwarding,
-    ) -> bool {
-        let keys: Vec<&EntryKey> = keys.iter().filter(|key| !self.is_left_out(key)).collect();
-        let mut suspects = vec![&keys[..]];
-        let mut is_found = false;
-        while let Some(part) = suspects.pop() {
-            let update = Update { entries: part.iter().map(|key| (*key).clone()).collect(), ..Update::default() };
-            let (transaction, _) = self.plan(entries, &Scope::Update(update), node);
-            let checked = self.connection.check(&write::batch(&transaction, self.options));
-            if !self.belief.undo() {
-                return false;
-            }
-            match (checked, part) {
-                (Ok(()), _) | (Err(_), []) => {}
-                (Err(error), _) if error.is_mismatch() => return false,
-                (Err(error), [key]) => {
-                    is_found = true;
-                    self.quarantined.insert((*key).clone(), Quarantine::Refused(error.to_string()));
-                }
-                (Err(_), part) => {
-                    let (left, right) = part.split_at(part.len() / 2);
-                    suspects.extend([right, left]);
-                }
-            }
-        }
-        is_found
-    }
-
-    /// Finds the entries that the kernel refuses, by checks that change nothing, and quarantines them.
-    fn isolate(
-        &mut self,
-        entries: &BTreeMap<EntryKey, ForwardingEntry>,
-        node: &NodeForwarding,
-    ) -> Result<(), ApplyError> {
-        let keys: Vec<&EntryKey> = entries.keys().filter(|key| !self.is_left_out(key)).collect();
-        self.check(entries, &[], node).map_err(ApplyError::Structure)?;
-        let mut suspects = vec![&keys[..]];
-        while let Some(part) = suspects.pop() {
-            let Err(error) = self.check(entries, part, node) else { continue };
-            match part {
-                [] => {}
-                [key] => {
-                    self.quarantined.insert((*key).clone(), Quarantine::Refused(error.to_string()));
-                }
-                part => {
-                    let (left, right) = part.split_at(part.len() / 2);
-                    suspects.extend([right, left]);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the kernel would take a new table with some of the entries.
-    fn check(
-        &mut self,
-        entries: &BTreeMap<EntryKey, ForwardingEntry>,
-        keys: &[&EntryKey],
-        node: &NodeForwarding,
-    ) -> Result<(), ConnectionError> {
-        let mut scratch = Belief::default();
-        let scope = Scope::Keys(keys.iter().map(|key| (*key).clone()).collect());
-        let (transaction, _) = scratch.update(entries, &scope, node, &BTreeSet::new());
-        self.connection.check(&write::batch(&transaction, self.options))
     }
 }
 

@@ -1,9 +1,12 @@
 //! What a kube-proxy that runs no more has left in nf_tables, and its removal: its own tables in nftables mode, its chains in
 //! iptables' tables (iptables-nft) otherwise. Rules of iptables-legacy are in another part of the kernel and not touched.
 //!
+//! Rules of others may lead to chains of kube-proxy: those of the CNI plugin `portmap` mark what is to be masqueraded by
+//! `KUBE-MARK-MASQ` where its `externalSetMarkChain` says so. These rules stay, with what they need.
+//!
 //! Connections that it translated go on: connection tracking has their translation, and needs no rule for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 
@@ -35,6 +38,13 @@ const CHAINS: [&str; 14] = [
     "KUBE-IPVS-FILTER",
     "KUBE-IPVS-OUT-FILTER",
 ];
+/// Where it hooks them in: chains of iptables itself, as far as kube-proxy puts rules there.
+const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+/// It never leads there but from chains of its own: who else does is somebody else, from wherever.
+const MARKS: [&str; 2] = ["KUBE-MARK-MASQ", "KUBE-MARK-DROP"];
+/// Who is marked by the first is masqueraded by the second.
+const MASQUERADE: (&str, &str) = ("KUBE-MARK-MASQ", "KUBE-POSTROUTING");
+const SERVICES: &str = "KUBE-SERVICES";
 /// And those that it makes for each Service or endpoint, by how they begin.
 const CHAINS_OF_SERVICES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-", "KUBE-XLB-"];
 
@@ -54,15 +64,27 @@ pub enum LeftoversError {
 pub struct Leftovers {
     tables: Vec<Table>,
     shared: Vec<Shared>,
+    /// A packet may be led to a Service's endpoint.
+    can_forward: bool,
 }
 
-/// Its part of a table of iptables.
+/// What may go of its part of a table of iptables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shared {
     table: Table,
     chains: BTreeSet<String>,
-    /// Rules of others' chains that lead to its chains.
+    /// Its rules in chains that are not its own, which lead to these.
     jumps: Vec<ForeignRule>,
+}
+
+impl Shared {
+    fn new(table: Table, mut chains: BTreeSet<String>, rules: Vec<ForeignRule>) -> Self {
+        let needed = needed_by_others(&chains, &rules);
+        chains.retain(|chain| !needed.contains(chain));
+        let leads_there = |rule: &ForeignRule| rule.targets.iter().any(|target| chains.contains(target));
+        let jumps = rules.into_iter().filter(|rule| is_entrance(rule) && leads_there(rule)).collect();
+        Self { table, chains, jumps }
+    }
 }
 
 impl Leftovers {
@@ -77,28 +99,34 @@ impl Leftovers {
             let own = Table { family, name: OWN_TABLE };
             if connection.table(own).map_err(LeftoversError::Look)?.is_some() {
                 found.tables.push(own);
+                found.can_forward = true;
             }
             for name in SHARED_TABLES {
                 let table = Table { family, name };
                 let chains = connection.chains(table).map_err(LeftoversError::Look)?;
                 let chains: BTreeSet<String> = chains.into_iter().filter(|chain| is_of_kube_proxy(chain)).collect();
-                if !chains.is_empty() {
-                    let rules = connection.rules(table).map_err(LeftoversError::Look)?;
-                    found.shared.push(Shared { table, jumps: jumps(rules, &chains), chains });
+                if chains.is_empty() {
+                    continue;
+                }
+                found.can_forward |= chains.contains(SERVICES);
+                let rules = connection.rules(table).map_err(LeftoversError::Look)?;
+                let shared = Shared::new(table, chains, rules);
+                if !shared.chains.is_empty() {
+                    found.shared.push(shared);
                 }
             }
         }
         Ok(found)
     }
 
-    /// Whether there is nothing.
+    /// Whether there is nothing that may go.
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty() && self.shared.is_empty()
     }
 
     /// Whether it can forward: there is more than the chains by which kube-proxy notices a flush.
-    pub fn can_forward(&self) -> bool {
-        !self.tables.is_empty() || self.shared.iter().any(|shared| shared.chains.contains("KUBE-SERVICES"))
+    pub const fn can_forward(&self) -> bool {
+        self.can_forward
     }
 
     /// Removes it, and nothing else, in one transaction.
@@ -144,9 +172,33 @@ fn is_of_kube_proxy(chain: &str) -> bool {
     CHAINS.contains(&chain) || CHAINS_OF_SERVICES.iter().any(|prefix| chain.starts_with(prefix))
 }
 
-fn jumps(rules: Vec<ForeignRule>, chains: &BTreeSet<String>) -> Vec<ForeignRule> {
-    let leads_there = |rule: &ForeignRule| rule.targets.iter().any(|target| chains.contains(target));
-    rules.into_iter().filter(|rule| !chains.contains(&rule.chain) && leads_there(rule)).collect()
+/// Whether it is a rule by which kube-proxy hooks its chains in.
+fn is_entrance(rule: &ForeignRule) -> bool {
+    BUILT_IN.contains(&rule.chain.as_str()) && !rule.targets.iter().any(|target| MARKS.contains(&target.as_str()))
+}
+
+/// The chains to which rules of others lead, with all that these lead to in turn, and what acts on their marks.
+fn needed_by_others(chains: &BTreeSet<String>, rules: &[ForeignRule]) -> BTreeSet<String> {
+    let mut leads_to: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+    let mut next: Vec<&String> = Vec::new();
+    for rule in rules {
+        let targets = rule.targets.iter().filter(|target| chains.contains(*target));
+        if chains.contains(&rule.chain) {
+            leads_to.entry(&rule.chain).or_default().extend(targets);
+        } else if !is_entrance(rule) {
+            next.extend(targets);
+        }
+    }
+    let mut needed = BTreeSet::new();
+    while let Some(chain) = next.pop() {
+        if !needed.insert(chain.clone()) {
+            continue;
+        }
+        next.extend(leads_to.get(chain.as_str()).into_iter().flatten());
+        let (mark, masquerade) = MASQUERADE;
+        next.extend(chains.get(masquerade).filter(|_| chain == mark));
+    }
+    needed
 }
 
 /// Tables of iptables-legacy with a `nat` table, in which an older kube-proxy may have left rules. Which chains they have
@@ -232,6 +284,53 @@ mod tests {
             }
             assert!(after.lines().all(|line| before.iter().any(|known| known == line)), "nothing new:\n{after}");
             assert!(Leftovers::find(&mut connection).unwrap().is_empty());
+        });
+    }
+
+    /// As the CNI plugin `portmap` writes them, told to mark by kube-proxy's chain.
+    const PORTMAP: &str = "
+        table ip nat {
+            chain CNI-DN-CCCC { ip saddr 10.9.0.0/16 tcp dport 8080 counter jump KUBE-MARK-MASQ;
+                tcp dport 8080 counter dnat to 10.9.0.7:80; }
+            chain CNI-HOSTPORT-DNAT { tcp dport 8080 counter jump CNI-DN-CCCC; }
+            chain PREROUTING { type nat hook prerouting priority dstnat; policy accept;
+                fib daddr type local counter jump CNI-HOSTPORT-DNAT; }
+        }";
+
+    #[test]
+    fn what_rules_of_others_lead_to_stays() {
+        in_new_namespace(|| {
+            nft(&["-f", "-"], IPTABLES);
+            nft(&["-f", "-"], PORTMAP);
+            let mut connection = Connection::open().unwrap();
+            let found = Leftovers::find(&mut connection).unwrap();
+            assert!(found.can_forward());
+            found.remove(&mut connection).unwrap();
+            let after = nft(&["list", "table", "ip", "nat"], "");
+            for gone in ["KUBE-SERVICES", "KUBE-SVC", "KUBE-SEP", "KUBE-PROXY"] {
+                assert!(!after.contains(gone), "{gone} is left:\n{after}");
+            }
+            for stays in [
+                "chain KUBE-MARK-MASQ",
+                "set mark or 0x4000",
+                "jump KUBE-MARK-MASQ",
+                "dnat to 10.9.0.7:80",
+                "jump CNI-HOSTPORT-DNAT",
+                "chain KUBE-POSTROUTING",
+                "masquerade fully-random",
+                "jump KUBE-POSTROUTING",
+            ] {
+                let is_there = after.contains(stays) || (stays.contains("0x4000") && after.contains("0x00004000"));
+                assert!(is_there, "{stays} is gone:\n{after}");
+            }
+            let left = Leftovers::find(&mut connection).unwrap();
+            assert!(left.is_empty() && !left.can_forward(), "{left}");
+            // Once nobody leads there any more, it goes too.
+            nft(&["flush", "chain", "ip", "nat", "CNI-DN-CCCC"], "");
+            let left = Leftovers::find(&mut connection).unwrap();
+            assert_eq!(left.to_string(), "2 chains KUBE-… of table ip nat");
+            left.remove(&mut connection).unwrap();
+            assert!(!nft(&["list", "ruleset"], "").contains("KUBE-POSTROUTING"));
         });
     }
 

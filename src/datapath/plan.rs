@@ -10,7 +10,7 @@ mod table;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 pub use self::kept::Kept;
 use self::kept::sticky;
@@ -68,7 +68,8 @@ impl Transaction {
     pub fn size(&self) -> (usize, usize) {
         self.tables
             .iter()
-            .fold((0, 0), |(deleted, added), table| (deleted + table.deleted.len(), added + table.added.len()))
+            .map(|table| (table.deleted.len() + table.readmitted.len(), table.added.len()))
+            .fold((0, 0), |(deleted, added), (fewer, more)| (deleted + fewer, added + more))
     }
 }
 
@@ -85,6 +86,8 @@ pub struct TableChange {
     pub deleted: Vec<Element>,
     /// Elements that come, in order.
     pub added: Vec<Element>,
+    /// Addresses that were released and are somebody's again: dropped no longer, if they still are.
+    pub readmitted: Vec<IpAddr>,
     /// What clients of the entries that changed may go on remembering.
     pub kept: Kept,
 }

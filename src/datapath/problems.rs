@@ -14,10 +14,11 @@ const REFUSED: &str = "RefusedByKernel";
 /// A limit of our own.
 const EXHAUSTED: &str = "Exhausted";
 
-/// Of every Service port that goes without something.
+/// Of every Service and Service port that goes without something.
 pub(super) fn problems<'a>(
     conflicts: impl IntoIterator<Item = &'a Conflict>,
     quarantined: &BTreeMap<EntryKey, Quarantine>,
+    unusable: impl IntoIterator<Item = &'a Problem>,
 ) -> BTreeSet<Problem> {
     let conflicts = conflicts
         .into_iter()
@@ -31,7 +32,7 @@ pub(super) fn problems<'a>(
         let message = format!("{} ({}) {how}: {why}", key.port, key.family);
         Problem::of_service(key.port.service.clone(), reason, message)
     });
-    conflicts.chain(quarantined).collect()
+    conflicts.chain(quarantined).chain(unusable.into_iter().cloned()).collect()
 }
 
 #[cfg(test)]
@@ -49,7 +50,7 @@ mod tests {
         };
         let key = EntryKey { port, family: Family::V6 };
         let quarantined = [(key, Quarantine::Refused("ENOSPC".to_owned()))].into();
-        let told: Vec<Problem> = problems([], &quarantined).into_iter().collect();
+        let told: Vec<Problem> = problems([], &quarantined, []).into_iter().collect();
         let message = "default/web:http/TCP (IPv6) is not forwarded: the kernel refuses it: ENOSPC";
         assert_eq!(told, [Problem::of_service(ServiceKey::new("default", "web"), "RefusedByKernel", message)]);
     }

@@ -24,6 +24,7 @@ use super::repairs::{Due, Repairs, Retry};
 use super::servers::Servers;
 use super::settings::Settings;
 use super::sweeper::Sweeper;
+use super::unusable::Unusable;
 use super::watch::Event;
 use crate::model::node::Node;
 use crate::model::programmed::Programmed;
@@ -54,6 +55,7 @@ pub struct Datapath {
     /// [`Desired::disputes`] when the conflicts were last looked at.
     disputes: Option<u64>,
     quarantined: BTreeMap<EntryKey, Quarantine>,
+    unusable: Unusable,
     retry: Retry,
     repairs: Repairs,
     /// Who touched our tables since the last repair, as far as known.
@@ -115,6 +117,7 @@ impl Datapath {
             conflicts: BTreeSet::new(),
             disputes: None,
             quarantined: BTreeMap::new(),
+            unusable: Unusable::default(),
             retry: Retry::default(),
             repairs: Repairs::default(),
             intruder: None,
@@ -197,7 +200,7 @@ impl Datapath {
             Due::After(pause) => Some(pause),
         };
         let settle = self.programmer.is_unsettled().then_some(SETTLE);
-        let pauses = [repair, self.retry.pause(now), settle];
+        let pauses = [repair, self.retry.pause(now), self.programmer.renewal_pause(), settle];
         pauses.into_iter().flatten().min().map_or(Next::OnEvent, Next::After)
     }
 
@@ -244,9 +247,6 @@ impl Datapath {
         if is_disputed {
             self.follow_conflicts();
         }
-        if is_disputed || report.quarantined != self.quarantined {
-            self.outputs.problems.report(problems(&self.conflicts, &report.quarantined));
-        }
         for (key, reason) in &report.quarantined {
             if self.quarantined.get(key) == Some(reason) {
                 continue;
@@ -257,7 +257,16 @@ impl Datapath {
                 tracing::error!(entry = %key.port, family = %key.family, %reason, "a Service port is not programmed");
             }
         }
+        let is_new = is_disputed || report.quarantined != self.quarantined;
         self.quarantined = report.quarantined;
+        if is_new {
+            self.tell_problems();
+        }
+    }
+
+    fn tell_problems(&self) {
+        let problems = problems(&self.conflicts, &self.quarantined, self.unusable.problems());
+        self.outputs.problems.report(problems);
     }
 
     fn follow_conflicts(&mut self) {
@@ -333,21 +342,27 @@ impl Component for Datapath {
         };
         let mut update = self.desired.update(&self.index, &self.settings, &changes);
         self.outputs.progress.begin(&changes, &update, &self.desired);
+        if self.unusable.follow(&changes.services, &self.index) {
+            self.tell_problems();
+        }
+        self.ledger.see_left(self.index.take_left(), now.monotonic);
         let mut turn = Turn {
-            left: self.index.take_left(),
             is_whole: scope == Scope::Resync || update.is_node_changed,
             services: changes.services,
             removed: Vec::new(),
         };
         // A Service may gain or lose a frontend by what another one does.
         turn.services.extend(update.entries.iter().map(|key| key.port.service.clone()));
-        if self.retry.is_due(now.monotonic) {
+        let is_renewal = self.programmer.take_renewal();
+        if is_renewal || self.retry.is_due(now.monotonic) {
             update.entries.extend(self.quarantined.keys().cloned());
         }
         let due = self.repairs.due(now.monotonic);
         let is_repair = scope == Scope::Changed && due == Due::Now;
         if scope == Scope::Changed && !is_repair && update.is_empty() {
-            self.outputs.progress.succeed(&self.index, &self.desired, None);
+            if due == Due::No {
+                self.outputs.progress.succeed(&self.index, &self.desired, None);
+            }
             let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
             self.metrics.forgotten(forgotten);
             let next = self.sweep(turn, now);
@@ -366,7 +381,10 @@ impl Component for Datapath {
         }
         self.retry.follow(!report.quarantined.is_empty(), now.monotonic);
         self.publish();
-        self.outputs.progress.succeed(&self.index, &self.desired, Some((scope, now.monotonic)));
+        // While a repair has to wait the kernel has not what it should, whatever it has just taken.
+        if is_repair || scope == Scope::Resync || due == Due::No {
+            self.outputs.progress.succeed(&self.index, &self.desired, Some((scope, now.monotonic)));
+        }
         turn.removed = std::mem::take(&mut report.removed);
         turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());

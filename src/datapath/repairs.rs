@@ -100,6 +100,46 @@ impl Retry {
     }
 }
 
+/// Between two tables that are made anew for want of numbers.
+pub const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
+
+/// When a table may be made anew because there are no numbers left of a kind, and some of them are in no use any more. It
+/// loses the memory of session affinity by that: a cluster that has almost all of them in use must not bring it about at
+/// each change. Who needs a number meanwhile goes without.
+#[derive(Debug, Default)]
+pub struct Renewals {
+    last: Option<Instant>,
+    is_wanted: bool,
+}
+
+impl Renewals {
+    /// Somebody needs a number: whether now. If not, it is wanted later.
+    pub fn ask(&mut self, now: Instant) -> bool {
+        let may_be = self.remaining(now).is_zero();
+        self.is_wanted = !may_be;
+        if may_be {
+            self.last = Some(now);
+        }
+        may_be
+    }
+
+    /// How long until one may be that is wanted.
+    pub fn pause(&self, now: Instant) -> Option<Duration> {
+        self.is_wanted.then(|| self.remaining(now))
+    }
+
+    /// Whether one that was wanted may be now; whoever goes without is to ask again.
+    pub fn take_due(&mut self, now: Instant) -> bool {
+        let is_due = self.is_wanted && self.remaining(now).is_zero();
+        self.is_wanted &= !is_due;
+        is_due
+    }
+
+    fn remaining(&self, now: Instant) -> Duration {
+        self.last.map_or(Duration::ZERO, |last| (last + RENEWAL_PAUSE).saturating_duration_since(now))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +199,21 @@ mod tests {
         }
         repairs.notice();
         assert_eq!(repairs.due(at(start, 13_000)), Due::After(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn a_table_is_made_anew_for_want_of_numbers_once_a_minute() {
+        let start = Instant::now();
+        let mut renewals = Renewals::default();
+        assert!(renewals.ask(start));
+        assert_eq!(renewals.pause(start), None);
+        let asked: Vec<u64> = (1..200).filter(|second| renewals.ask(at(start, second * 1000))).collect();
+        assert_eq!(asked, [60, 120, 180]);
+        assert_eq!(renewals.pause(at(start, 200_000)), Some(Duration::from_secs(40)));
+        assert!(!renewals.take_due(at(start, 239_000)));
+        assert!(renewals.take_due(at(start, 240_000)));
+        assert!(!renewals.take_due(at(start, 240_000)), "nobody wants it any more");
+        assert!(renewals.ask(at(start, 240_000)));
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl<'a> Run<'a> {
                 self.steps.push(Step::UnlistedPort { address: destination, port, protocol });
                 return Verdict::Reject;
             }
-            if self.released.contains(&destination) {
+            if self.released.contains(&destination) && !self.node.is_held(destination) {
                 self.steps.push(Step::JustReleased { address: destination });
                 return Verdict::Drop;
             }

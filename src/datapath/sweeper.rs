@@ -220,20 +220,18 @@ struct Broom {
 impl Broom {
     fn look(&mut self, view: &View) -> Result<(), ConntrackError> {
         let entries = if view.fates.len() > 1 { self.reader.count()? } else { 0 };
-        let filters = filters(view, entries);
-        for family in Family::ALL {
+        let mut looked: BTreeMap<Family, (usize, Duration)> = BTreeMap::new();
+        for filter in filters(view, entries) {
             let start = Instant::now();
-            let mut of_family = filters.iter().filter(|filter| filter.family == family).peekable();
-            if of_family.peek().is_none() {
-                continue;
-            }
-            let mut deleted = 0;
-            for filter in of_family {
-                deleted += self.delete(filter, view)?;
-            }
-            self.metrics.looked(family, deleted, start.elapsed());
+            let deleted = self.delete(&filter, view)?;
+            let (of_family, took) = looked.entry(filter.family).or_default();
+            *of_family += deleted;
+            *took += start.elapsed();
+        }
+        for (family, (deleted, took)) in looked {
+            self.metrics.looked(family, deleted, took);
             if deleted > 0 {
-                tracing::debug!(%family, deleted, took = ?start.elapsed(), "deleted stale connections");
+                tracing::debug!(%family, deleted, ?took, "deleted stale connections");
             }
         }
         Ok(())
@@ -271,8 +269,15 @@ impl Broom {
     }
 }
 
-/// What to ask the kernel for, given how many entries it has.
+/// What to ask the kernel for, given how many entries it has. UDP comes first: its clients wait for it, those of others have
+/// had a period of grace.
 fn filters(view: &View, entries: usize) -> Vec<Filter> {
+    let mut filters = filters_of(view, entries);
+    filters.sort_by_key(|filter| filter.protocol != Protocol::Udp);
+    filters
+}
+
+fn filters_of(view: &View, entries: usize) -> Vec<Filter> {
     let walks = view.fates.len().saturating_sub(1).saturating_mul(WALK);
     if view.is_whole || walks > entries {
         let mut kinds: BTreeSet<(Family, Protocol)> =
@@ -346,6 +351,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use super::*;
 
     #[test]
@@ -364,6 +371,23 @@ mod tests {
         assert_eq!(filters(&view(100), 100_000).len(), 1);
         assert!(filters(&view(1), 0)[0].destination.is_some());
         assert_eq!(filters(&View { is_whole: true, ..view(1) }, 1_000_000).len(), 2, "both families");
+    }
+
+    #[test]
+    fn udp_comes_first_in_both_families() {
+        let key = |family, protocol| FrontendKey {
+            family,
+            protocol,
+            frontend: Frontend::NodePort(NonZeroU16::new(30053).unwrap()),
+        };
+        let fates = Family::ALL
+            .into_iter()
+            .flat_map(|family| [Protocol::Tcp, Protocol::Udp].map(|protocol| (key(family, protocol), Fate::Gone)));
+        let view = View { fates: fates.collect(), ..View::default() };
+        for entries in [0, 1_000_000] {
+            let order: Vec<Protocol> = filters(&view, entries).iter().map(|filter| filter.protocol).collect();
+            assert_eq!(order, [Protocol::Udp, Protocol::Udp, Protocol::Tcp, Protocol::Tcp]);
+        }
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use crate::names::ServiceKey;
 
+/// The reason of a Service of which a field cannot be used: the same on every node, and the least of its problems.
+pub const FIELD_IGNORED: &str = "FieldIgnored";
+
 /// Something that an agent cannot do. Those of the node as a whole come first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {

@@ -18,6 +18,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
 
 pub use self::entry::{Entry, Filter};
+use super::datagrams;
 use super::nf_tables::attribute::Attributes;
 use super::nf_tables::batch::{ACKNOWLEDGE, REQUEST, close_message, put_message_header};
 use super::nf_tables::connection::Messages;
@@ -200,24 +201,12 @@ impl Conntrack {
 
     /// The next datagram that is there.
     fn receive(&mut self) -> Result<Option<&[u8]>, ConntrackError> {
-        self.buffer.clear();
-        match self.socket.recv(&mut self.buffer, 0) {
-            Ok(_) => Ok(Some(&self.buffer)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(ConntrackError::Receive(error)),
-        }
+        datagrams::receive(&self.socket, &mut self.buffer).map_err(ConntrackError::Receive)
     }
 
     /// Forgets answers to an earlier request that failed half-way.
     fn drain(&mut self) {
-        let mut errors = 0;
-        while errors < 3 {
-            match self.receive() {
-                Ok(Some(_)) => {}
-                Ok(None) => return,
-                Err(_) => errors += 1,
-            }
-        }
+        datagrams::drain(&self.socket, &mut self.buffer);
     }
 }
 

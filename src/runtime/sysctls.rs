@@ -161,8 +161,23 @@ impl Sysctls {
     /// # Errors
     /// When the file cannot be written; the settings are put back all the same.
     pub fn restore(&mut self) -> Result<Vec<(String, Outcome)>, SysctlsError> {
+        self.restore_but(&[])
+    }
+
+    /// As [`Self::restore`], save the settings for which there is a rule.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub fn restore_but(&mut self, rules: &[Rule]) -> Result<Vec<(String, Outcome)>, SysctlsError> {
+        let has_rule = |name: &str| rules.iter().any(|rule| rule.name == name);
+        let (kept, over): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.changed).into_iter().partition(|(name, _)| has_rule(name));
+        self.changed = kept;
+        if over.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut outcomes = Vec::new();
-        for (name, Changed { before, set }) in std::mem::take(&mut self.changed) {
+        for (name, Changed { before, set }) in over {
             let outcome = match self.get(&name) {
                 Ok(now) if now != set => Outcome::Kept(now),
                 Ok(now) => match self.set(&name, before) {
@@ -262,6 +277,19 @@ mod tests {
         assert_eq!((machine.read("net/max"), machine.read("net/timeout")), ("50".to_owned(), "432000".to_owned()));
         assert!(machine.sysctls().restore().unwrap().is_empty());
         assert!(!machine.folder.path().join("run/state.json").exists());
+    }
+
+    #[test]
+    fn what_no_rule_asks_for_any_more_is_put_back_and_the_rest_stays() {
+        let machine = Machine::new("50", "432000");
+        machine.sysctls().apply(&MAX).unwrap();
+        machine.sysctls().apply(&TIMEOUT).unwrap();
+        let put_back = machine.sysctls().restore_but(&[MAX]).unwrap();
+        assert_eq!(put_back, [("net/timeout".to_owned(), Outcome::Changed { before: 60, now: 432_000 })]);
+        assert_eq!((machine.read("net/max"), machine.read("net/timeout")), ("100".to_owned(), "432000".to_owned()));
+        assert_eq!(machine.sysctls().restore_but(&[MAX]).unwrap(), []);
+        machine.sysctls().restore().unwrap();
+        assert_eq!(machine.read("net/max"), "50");
     }
 
     #[test]

@@ -10,6 +10,8 @@
     reason = "helpers of tests, some of them another test program's"
 )]
 
+#[path = "../stage/links.rs"]
+mod links;
 #[path = "../stage/namespace.rs"]
 mod namespace;
 #[path = "../stage/sockets.rs"]

@@ -6,7 +6,6 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Once;
@@ -23,12 +22,11 @@ use steelyard::model::service::TrafficPolicy;
 use steelyard::model::{Family, Protocol};
 use steelyard::names::{PortName, ServiceKey, ServicePortKey};
 
+use crate::links::Links;
 use crate::namespace::{Namespace, run_program};
 use crate::sockets::{Link, Own};
 use crate::wire::{self, Seen, Sight};
 
-const OUT_NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const PODS_NODE: [u8; 6] = [2, 0, 0, 0, 1, 1];
 const LIMIT: Duration = Duration::from_secs(5);
 
 pub const INTERNAL: Treatment = Treatment::Internal(TrafficPolicy::Cluster);
@@ -126,25 +124,10 @@ impl World {
         // Tests of one process run side by side, and what an earlier one left is cleared away once.
         static PREPARED: Once = Once::new();
         PREPARED.call_once(|| crate::namespace::prepare().unwrap());
-        let node = Namespace::new(&format!("{purpose}-node")).unwrap();
-        let beyond = Namespace::new(&format!("{purpose}-world")).unwrap();
-        beyond.set(&[("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")]).unwrap();
-        node.set(&[
-            ("ipv4/ip_forward", "1"),
-            ("ipv4/conf/all/rp_filter", "0"),
-            ("ipv4/conf/default/rp_filter", "0"),
-            ("ipv4/conf/all/send_redirects", "0"),
-            ("ipv4/conf/default/send_redirects", "0"),
-            ("ipv6/conf/all/disable_ipv6", "0"),
-            ("ipv6/conf/all/forwarding", "1"),
-            ("ipv6/conf/default/accept_dad", "0"),
-        ])
-        .unwrap();
-        node.ip(&commands(beyond.name())).unwrap();
-        beyond.ip("link set outside up\nlink set pods up\n").unwrap();
-        let (outside, pods) =
-            beyond.run(|| (Link::open("outside", OUT_NODE).unwrap(), Link::open("pods", PODS_NODE).unwrap()));
-        let own = node.run(|| Own::open().unwrap());
+        let addresses = Family::ALL.map(|family| Places { family }.node());
+        let behind_pods = ["10.0.0.0/16", "fd00:10::/32"].map(|text| text.parse().unwrap());
+        let links = Links::lay(&format!("{purpose}-"), &addresses, behind_pods).unwrap();
+        let Links { node, beyond, outside, pods, own } = links;
         let programmer = node.run(|| Programmer::new().unwrap());
         let mut world =
             Self { node, _beyond: beyond, outside, pods, own, programmer, last_port: 1024, last_tag: wire::TAGS };
@@ -287,28 +270,4 @@ impl World {
             poll(&mut [], PollTimeout::from(20u8)).unwrap();
         }
     }
-}
-
-fn commands(beyond: &str) -> String {
-    let mut out = String::new();
-    let mut line = |text: String| writeln!(out, "{text}").unwrap();
-    line("link set lo up".to_owned());
-    for (name, peer, node, far, number) in
-        [("out0", "outside", OUT_NODE, "02:00:00:00:00:02", 1), ("pods0", "pods", PODS_NODE, "02:00:00:00:01:02", 2)]
-    {
-        let own = node.map(|byte| format!("{byte:02x}")).join(":");
-        line(format!("link add {name} address {own} type veth peer name {peer} address {far} netns {beyond}"));
-        line(format!("link set {name} up"));
-        line(format!("neigh add 198.18.{number}.254 lladdr {far} nud permanent dev {name}"));
-        line(format!("neigh add 2001:2:{number}::fe lladdr {far} nud permanent dev {name}"));
-    }
-    for address in ["192.168.0.2/32 dev out0", "2001:db8::2/128 dev out0 nodad", "198.18.2.1/32 dev pods0"] {
-        line(format!("addr add {address}"));
-    }
-    line("addr add 2001:2:2::1/128 dev pods0 nodad".to_owned());
-    line("route add default via 198.18.1.254 dev out0 onlink".to_owned());
-    line("route add ::/0 via 2001:2:1::fe dev out0 onlink".to_owned());
-    line("route add 10.0.0.0/16 via 198.18.2.254 dev pods0 onlink".to_owned());
-    line("route add fd00:10::/32 via 2001:2:2::fe dev pods0 onlink".to_owned());
-    out
 }

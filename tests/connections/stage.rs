@@ -8,6 +8,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use steelyard::model::Family;
@@ -41,6 +42,7 @@ pub(crate) struct Stage {
     /// How long the agent waits before it resets connections.
     pub(crate) grace: Option<Duration>,
     pub(crate) drop_invalid: bool,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Stage {
@@ -55,6 +57,9 @@ impl Stage {
         // What others do on this machine shall not show in the figures. Threads begun from here on have it too.
         let thread = nix::unistd::gettid().to_string();
         program("renice", &["-n", "-19", "-p", &thread], "");
+        // Nor what other tests do, which measure milliseconds too.
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let test = format!("{}-{number}", std::process::id());
@@ -62,8 +67,13 @@ impl Stage {
         for namespace in [&client, &node, &pods] {
             namespace.set(&[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")]);
         }
-        node.ip(&format!("link add client type veth peer name node netns {}\n", client.name()));
-        node.ip(&format!("link add pods type veth peer name node netns {}\n", pods.name()));
+        for (device, far, number) in [("client", &client, 1), ("pods", &pods, 2)] {
+            let (own, theirs) = (format!("02:00:00:00:0{number}:01"), format!("02:00:00:00:0{number}:02"));
+            let far = far.name();
+            node.ip(&format!(
+                "link add {device} address {own} type veth peer name node address {theirs} netns {far}\n"
+            ));
+        }
         for (namespace, device, addresses) in [
             (&client, "node", vec!["198.51.100.9/24", "2001:db8:100::9/64"]),
             (&node, "client", vec!["198.51.100.1/24", "2001:db8:100::1/64"]),
@@ -85,6 +95,21 @@ impl Stage {
         {
             namespace.ip(&format!("route add default via {v4}\nroute add ::/0 via {v6}\n"));
         }
+        // Each knows the other's: a link that has just come up loses what asks for it, for a second.
+        for (namespace, device, theirs, addresses) in [
+            (&client, "node", "02:00:00:00:01:01", &["198.51.100.1", "2001:db8:100::1"][..]),
+            (&node, "client", "02:00:00:00:01:02", &["198.51.100.9", "2001:db8:100::9"]),
+            (&pods, "node", "02:00:00:00:02:01", &["10.244.1.1", "fd00:244:1::1"]),
+        ] {
+            for address in addresses {
+                namespace.ip(&format!("neigh replace {address} lladdr {theirs} nud permanent dev {device}\n"));
+            }
+        }
+        for number in 11..=14 {
+            for address in [format!("10.244.1.{number}"), format!("fd00:244:1::{number}")] {
+                node.ip(&format!("neigh replace {address} lladdr 02:00:00:00:02:02 nud permanent dev pods\n"));
+            }
+        }
         node.ip("route add 203.0.113.7 via 10.244.1.11\nroute add 2001:db8:7::7 via fd00:244:1::11\n");
         node.set(&[
             ("ipv4/ip_forward", "1"),
@@ -101,7 +126,7 @@ impl Stage {
              neigh add 2001:db8:200::fe lladdr 02:00:00:00:00:99 nud permanent dev nowhere\n\
              route add default via 192.0.2.254 dev nowhere onlink\n\
              route add ::/0 via 2001:db8:200::fe dev nowhere onlink\n");
-        Self { family, client, node, pods, agent: None, grace: None, drop_invalid: false }
+        Self { family, client, node, pods, agent: None, grace: None, drop_invalid: false, _alone: alone }
     }
 
     pub(crate) fn start_agent(&mut self) {

@@ -2,7 +2,11 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 
 use crate::stage::{LIMIT, Place, Stage, on_a_busy_machine};
 
@@ -36,7 +40,7 @@ impl Client {
             socket.connect(to).unwrap();
             socket
         });
-        socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        socket.set_nonblocking(true).unwrap();
         Self { socket }
     }
 
@@ -50,14 +54,20 @@ impl Client {
             heard = Heard::Refused;
         }
         let mut buffer = [0; 64];
-        while start.elapsed() < EVERY {
+        while let Some(rest) = EVERY.checked_sub(start.elapsed()) {
             match self.socket.recv(&mut buffer) {
                 Ok(count) => heard = Heard::From(std::str::from_utf8(&buffer[..count]).unwrap().parse().unwrap()),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => heard = Heard::Refused,
-                Err(_) => {}
+                Err(_) => self.wait(rest),
             }
         }
         heard
+    }
+
+    /// Until there is something to receive. A socket's own time limit would be rounded up to the kernel's ticks.
+    fn wait(&self, limit: Duration) {
+        let mut sockets = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        ppoll(&mut sockets, Some(TimeSpec::from_duration(limit)), None).unwrap();
     }
 
     /// Goes on until it hears this.

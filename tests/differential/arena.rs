@@ -16,6 +16,7 @@ use crate::expected::Views;
 use crate::flows::expect::Expect;
 use crate::proxies::{Flags, Proxy};
 use crate::relay::Relay;
+use crate::released;
 use crate::stage::namespace::Namespace;
 use crate::stage::outcome::{self, Fate};
 use crate::stage::{Probe, Stage, Surroundings, nap};
@@ -102,7 +103,7 @@ impl Arena {
     /// Waits until both have programmed what is in the API server now; what that is, in the agent's own judgement.
     pub fn settle(&mut self, cluster: &mut Cluster) -> Result<Views, String> {
         cluster.mark()?;
-        let expected = Views::of(&cluster.list()?, &self.settings, &self.site.surroundings.local)?;
+        let mut expected = Views::of(&cluster.list()?, &self.settings, &self.site.surroundings.local)?;
         let packets = cluster.mark_packets();
         let wanted: Vec<Expect> =
             packets.iter().map(|packet| Expect::from(&expected.ours.trace(*packet).verdict)).collect();
@@ -122,6 +123,7 @@ impl Arena {
                 outcomes.iter().zip(&wanted).all(|(outcome, wanted)| outcome.as_ref() == Ok(wanted))
             };
             if is_there(&ours) && is_there(&theirs) {
+                expected.ours.released = released::at(&self.ours)?;
                 return Ok(expected);
             }
             self.agent.check().map_err(|error| format!("steelyard: {error}"))?;
@@ -140,14 +142,27 @@ impl Arena {
         }
     }
 
-    /// Sends the same packets into both nodes; so many connections that every endpoint of the expected outcome is seen.
-    pub fn send(&self, expected: &Views, packets: &[Packet]) -> Result<Vec<Both>, String> {
+    /// Sends the same packets into both nodes, while the agent's kernel drops the same addresses for having been released.
+    /// Those that it let go before are taken out of what is expected.
+    pub fn send(&self, expected: &mut Views, packets: &[Packet]) -> Result<Vec<Both>, String> {
+        loop {
+            let all = self.send_once(expected, packets)?;
+            let released = released::at(&self.ours)?;
+            if released == expected.ours.released {
+                return Ok(all);
+            }
+            expected.ours.released = released;
+        }
+    }
+
+    /// So many connections that every endpoint of the expected outcome is seen.
+    fn send_once(&self, expected: &Views, packets: &[Packet]) -> Result<Vec<Both>, String> {
         let mut all = Vec::new();
         let mut batch: Vec<Probe> = Vec::new();
         let mut sum = 0;
         for packet in packets {
             let expect = Expect::from(&expected.ours.trace(*packet).verdict);
-            let theirs = Expect::from(&expected.theirs.trace(*packet).verdict);
+            let theirs = expected.of_kube_proxy(*packet);
             let connections = outcome::connections(&expect).max(outcome::connections(&theirs));
             batch.push(Probe { packet: *packet, connections, is_visible: outcome::is_visible(&expect) });
             sum += connections;

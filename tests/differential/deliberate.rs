@@ -22,12 +22,14 @@ pub struct Deliberate {
     explains: fn(&Case<'_>) -> bool,
 }
 
-/// Where kube-proxy reads objects or settings otherwise; what it then does is foreseen.
-pub const READ_OTHERWISE: &[Deliberate] = &[
+/// Where kube-proxy reads objects or settings otherwise, or knows less; what it then does is foreseen.
+pub const FORESEEN: &[Deliberate] = &[
     Deliberate { title: "`loadBalancerSourceRanges` of one family only", explains: is_closed_by_other_family },
     Deliberate { title: "label `service.kubernetes.io/headless` on a Service", explains: is_labelled_headless },
     Deliberate { title: "NodePort addresses of one family only", explains: is_node_port_of_other_family },
     Deliberate { title: "an endpoint that no node is named for", explains: is_hairpin_without_a_node },
+    Deliberate { title: "unlisted ports of a load-balancer address", explains: is_unlisted_port },
+    Deliberate { title: "a load-balancer address just released", explains: is_just_released },
 ];
 
 /// Where kube-proxy does what nobody can foresee, or what the agent would never do.
@@ -35,7 +37,6 @@ pub const DONE_OTHERWISE: &[Deliberate] = &[
     Deliberate { title: "two Services that want one address and port", explains: is_contested },
     Deliberate { title: "a Service without endpoints at a node's address", explains: is_node_port_behind_an_address },
     Deliberate { title: "one address in two slices that contradict each other", explains: is_contradictory },
-    Deliberate { title: "unlisted ports of a load-balancer address", explains: is_unlisted_port },
 ];
 
 /// Where the agent does not do all that kube-proxy does.
@@ -54,7 +55,7 @@ pub fn of(case: &Case<'_>, known: &'static [Deliberate]) -> Option<&'static Deli
 
 /// Those of which the documentation says nothing.
 pub fn undocumented() -> impl Iterator<Item = &'static str> {
-    let all = READ_OTHERWISE.iter().chain(DONE_OTHERWISE).chain([&HALF_REMEMBERED]);
+    let all = FORESEEN.iter().chain(DONE_OTHERWISE).chain([&HALF_REMEMBERED]);
     all.map(|known| known.title).filter(|title| !DOCUMENTATION.contains(&format!("\n| {title} |")))
 }
 
@@ -102,6 +103,11 @@ fn is_unlisted_port(case: &Case<'_>) -> bool {
     let address = case.packet.destination;
     let is_unlisted = case.trace.steps.iter().any(|step| matches!(step, Step::UnlistedPort { .. }));
     is_unlisted && node.serves(address) && !node.cluster_ips.contains(&address)
+}
+
+/// kube-proxy forgets an address with its Service.
+fn is_just_released(case: &Case<'_>) -> bool {
+    case.trace.steps.iter().any(|step| matches!(step, Step::JustReleased { .. }))
 }
 
 /// kube-proxy has come to look for it on EndpointSlices alone.

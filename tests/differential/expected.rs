@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1 as api;
 use steelyard::datapath::desired::Desired;
 use steelyard::datapath::index::Index;
 use steelyard::datapath::settings::{NodePortSelector, Settings};
-use steelyard::datapath::simulate::{Packet, Place, Trace, simulate};
+use steelyard::datapath::simulate::{Packet, Place, Step, Trace, simulate};
 use steelyard::model::Family;
 use steelyard::model::address::parse_prefix;
 use steelyard::model::endpoints::EndpointSlice;
@@ -17,6 +17,7 @@ use steelyard::model::service::Service;
 use steelyard::model::service_cidr::ServiceCidr;
 
 use crate::cluster::Listed;
+use crate::flows::expect::Expect;
 
 /// Marks what no proxy serves.
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -28,6 +29,8 @@ pub struct Expected {
     pub index: Index,
     pub desired: Desired,
     pub local: BTreeSet<IpAddr>,
+    /// What was served until a moment ago, as far as is known.
+    pub released: BTreeSet<IpAddr>,
 }
 
 /// The same objects as the agent reads them and as kube-proxy does.
@@ -42,6 +45,17 @@ impl Views {
             ours: Expected::of(listed, settings, local)?,
             theirs: Expected::of(&as_kube_proxy_reads(listed), &as_kube_proxy_takes(settings), local)?,
         })
+    }
+
+    /// What kube-proxy should make of a packet. Of ports that no Service has it knows at cluster IPs alone.
+    pub fn of_kube_proxy(&self, packet: Packet) -> Expect {
+        let trace = self.theirs.trace(packet);
+        let node = self.theirs.desired.node();
+        let is_routed = trace
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::UnlistedPort { address, .. } if !node.cluster_ips.contains(address)));
+        if is_routed { Expect::Passthrough } else { Expect::from(&trace.verdict) }
     }
 }
 
@@ -64,11 +78,11 @@ impl Expected {
         let cidrs = listed.service_cidrs.iter().filter_map(|cidr| ServiceCidr::try_from(cidr).ok());
         index.set_service_cidrs(cidrs.flat_map(|cidr| cidr.ranges).collect::<Vec<_>>());
         let desired = Desired::from_index(&index, settings);
-        Ok(Self { index, desired, local: local.clone() })
+        Ok(Self { index, desired, local: local.clone(), released: BTreeSet::new() })
     }
 
     pub fn trace(&self, packet: Packet) -> Trace {
-        simulate(Place::new(&self.desired, &self.local), packet)
+        simulate(Place { released: &self.released, ..Place::new(&self.desired, &self.local) }, packet)
     }
 }
 

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
 use crate::cluster::{Key, Objects};
+use crate::flows::objects::without_nulls;
 use crate::rng::Rng;
 
 /// The node's addresses: the primary one of each family, then others.
@@ -32,6 +33,8 @@ const VIPS: [&str; 12] = [
     "2001:db8:1::2",
     "2001:db8::1",
 ];
+/// So many more begin with these, so that some lose their last Service in a round.
+const RARE_VIPS: (usize, [&str; 2]) = (40, ["203.0.113.2", "2001:db8:99::2"]);
 /// External IPs; some are the node's, some are load-balancer addresses, some have a spelling of their own.
 const EXTERNAL_IPS: [&str; 9] = [
     "198.51.100.1",
@@ -241,6 +244,11 @@ impl Generator {
             let mode = [Value::Null, json!("VIP"), json!("VIP"), json!("Proxy")];
             list.push(json!({ "ip": address, "ipMode": self.rng.pick(&mode) }));
         }
+        if self.rng.percent(25) {
+            let (count, beginnings) = RARE_VIPS;
+            let address = format!("{}{:02}", self.rng.pick(&beginnings), self.rng.below(count) + 10);
+            list.push(json!({ "ip": address, "ipMode": "VIP" }));
+        }
         if self.rng.percent(10) {
             list.push(json!({ "hostname": "balancer.example.com" }));
         }
@@ -283,18 +291,5 @@ impl Generator {
         let tried: Vec<u16> =
             (0..20).map(|_| FIRST_NODE_PORT + self.rng.below(usize::from(NODE_PORTS)) as u16).collect();
         tried.into_iter().find(|port| !taken.contains(&i64::from(*port)))
-    }
-}
-
-/// As an object is written: fields without a value are left out.
-fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => fields
-            .into_iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(name, value)| (name, without_nulls(value)))
-            .collect(),
-        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
-        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => other,
     }
 }

@@ -52,7 +52,7 @@ impl<'a> Case<'a> {
     pub fn new(views: &'a Views, packet: Packet, both: &Both) -> Self {
         let trace = views.ours.trace(packet);
         let simulated = Expect::from(&trace.verdict);
-        let simulated_theirs = Expect::from(&views.theirs.trace(packet).verdict);
+        let simulated_theirs = views.of_kube_proxy(packet);
         let (ours, theirs) = (outcome::outcome(&both.ours), outcome::outcome(&both.theirs));
         Self { views, packet, trace, simulated, simulated_theirs, ours, theirs }
     }
@@ -121,8 +121,8 @@ impl<'a> Case<'a> {
         let known = match (is_foreseen, self.simulated == self.simulated_theirs) {
             (true, true) if affinity == Affinity::Some => Some(&deliberate::HALF_REMEMBERED),
             (true, true) if self.agree_about_own_endpoints() => return Judgement::Same,
-            // Where it reads objects otherwise, and does what follows from that.
-            (true, false) => deliberate::of(self, deliberate::READ_OTHERWISE),
+            // Where it does what follows from reading objects otherwise.
+            (true, false) => deliberate::of(self, deliberate::FORESEEN),
             (true, true) | (false, _) => deliberate::of(self, deliberate::DONE_OTHERWISE),
         };
         match known {

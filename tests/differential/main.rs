@@ -27,6 +27,7 @@ mod judge;
 mod proxies;
 mod random;
 mod relay;
+mod released;
 mod report;
 mod rng;
 mod run;

@@ -42,7 +42,7 @@ pub fn run(run: &mut Run) -> Result<(), String> {
                 say(&format!("  the API server refuses {}/{}: {reason}", key.0, key.1));
                 generator.forget(key);
             }
-            let expected = run.settle().map_err(|error| format!("{flags}, round {round}: {error}"))?;
+            let mut expected = run.settle().map_err(|error| format!("{flags}, round {round}: {error}"))?;
             let settled = began.elapsed();
             let packets = tries::packets(&expected.ours, &mut rng, PACKETS);
             let names = packets.iter().map(|packet| {
@@ -51,7 +51,7 @@ pub fn run(run: &mut Run) -> Result<(), String> {
                     packet.source, packet.destination, packet.port, packet.protocol
                 )
             });
-            run.compare_with(&expected, names.collect(), &packets)?;
+            run.compare_with(&mut expected, names.collect(), &packets)?;
             say(&format!(
                 "round {round} [{flags}, zone {}]: {} Services, {} slices, {} flows, {} refused; programmed after {:.1} s, all after {:.1} s",
                 zone.unwrap_or("none"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use steelyard::datapath::service::ForwardedService;
 use steelyard::datapath::simulate::Packet;
@@ -27,7 +28,10 @@ const SOURCES: [&str; 8] = [
 const UNALLOCATED: [&str; 4] = ["10.96.254.254", "fd00:96::fffe", "172.31.0.1", "fd00:31::1"];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
-/// At most `most` packets.
+/// One that many Services have at load-balancer addresses.
+const RELEASED_PORT: NonZeroU16 = NonZeroU16::new(80).unwrap();
+
+/// At most `most` packets to addresses of Services, and some to addresses that were such a moment ago.
 pub fn packets(expected: &Expected, rng: &mut Rng, most: usize) -> Vec<Packet> {
     let mut all: BTreeSet<(IpAddr, IpAddr, u16, u8)> = BTreeSet::new();
     let mut add = |source: IpAddr, destination: IpAddr, port: u16, protocol: Protocol| {
@@ -81,6 +85,16 @@ pub fn packets(expected: &Expected, rng: &mut Rng, most: usize) -> Vec<Packet> {
         .collect();
     while packets.len() > most {
         packets.swap_remove(rng.below(packets.len()));
+    }
+    // Beside the others, and not at random: how many of them there are is a matter of time.
+    for destination in &expected.released {
+        let of_family = strangers.iter().filter(|it| Family::of(**it) == Family::of(*destination));
+        packets.extend(of_family.zip(PROTOCOLS).map(|(source, protocol)| Packet {
+            source: *source,
+            destination: *destination,
+            port: RELEASED_PORT,
+            protocol,
+        }));
     }
     packets
 }

@@ -39,7 +39,8 @@ fn object<T: DeserializeOwned>(what: &str, json: Value) -> Result<T, String> {
     serde_json::from_value(without_nulls(json)).map_err(|error| format!("{what} is no API object: {error}"))
 }
 
-fn without_nulls(value: Value) -> Value {
+/// As an object is written: fields without a value are left out.
+pub fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(fields) => fields
             .into_iter()

@@ -147,6 +147,32 @@ fn what_was_released_is_dropped_for_a_while() {
     }
 }
 
+#[test]
+fn what_was_released_is_let_through_once_another_has_it() {
+    let scene = Scene::new("another");
+    scene.program("Cluster", true);
+    scene.program_nothing();
+    let sent_back = |when: &str| {
+        let before = scene.sent_back();
+        for address in SERVED {
+            assert_eq!(
+                scene.client.run(|| dial(address, PORT, SILENCE)),
+                Err(io::ErrorKind::TimedOut),
+                "{address} {when}"
+            );
+        }
+        scene.sent_back() - before
+    };
+    assert_eq!(sent_back("released"), 0);
+    // To where routes lead.
+    scene.program_for_another_proxy();
+    assert!(sent_back("another's") >= SERVED.len() as u64);
+    // Dropped anew, for the whole time, when it goes again after it was ours again.
+    scene.program("Cluster", true);
+    scene.program_nothing();
+    assert_eq!(sent_back("released again"), 0);
+}
+
 /// Sends as much as needs large packets, and waits until all of it has arrived.
 fn transfer(mut from: TcpStream, mut to: TcpStream) -> io::Result<usize> {
     const LENGTH: usize = 300_000;

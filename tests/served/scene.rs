@@ -149,6 +149,14 @@ impl Scene {
         apply(&mut programmer, &desired(None, true));
     }
 
+    /// Programs the Service as one of another proxy.
+    pub fn program_for_another_proxy(&self) {
+        apply(
+            &mut self.programmer.borrow_mut(),
+            &desired_of(Some("Cluster"), true, "{service.kubernetes.io/service-proxy-name: other}"),
+        );
+    }
+
     /// How many packets to a served address came out of the node again.
     pub fn sent_back(&self) -> u64 {
         let listing = self.client.run(|| run_program("nft", &["list", "table", "inet", "watch"], "")).unwrap();
@@ -187,6 +195,10 @@ fn apply(programmer: &mut Programmer, desired: &Desired) {
 }
 
 fn desired(policy: Option<&str>, answer_ping: bool) -> Desired {
+    desired_of(policy, answer_ping, "{}")
+}
+
+fn desired_of(policy: Option<&str>, answer_ping: bool, labels: &str) -> Desired {
     let mut index = Index::default();
     let node = "{metadata: {name: n}, spec: {podCIDRs: [10.0.0.0/24, 'fd00:10::/64']}, status: {addresses: [
         {type: InternalIP, address: 192.0.2.1}, {type: InternalIP, address: '2001:db8::1'}]}}";
@@ -195,7 +207,7 @@ fn desired(policy: Option<&str>, answer_ping: bool) -> Desired {
     index.set_local_addresses(BTreeSet::from(local));
     if let Some(policy) = policy {
         let service = format!(
-            "{{metadata: {{name: web, namespace: d}}, spec: {{type: LoadBalancer, externalTrafficPolicy: {policy},
+            "{{metadata: {{name: web, namespace: d, labels: {labels}}}, spec: {{type: LoadBalancer, externalTrafficPolicy: {policy},
               clusterIPs: [10.96.0.1, 'fd00:96::1'], ports: [{{name: http, port: {PORT}}}]}},
               status: {{loadBalancer: {{ingress: [{{ip: {}}}, {{ip: '{}'}}]}}}}}}",
             SERVED[0], SERVED[1]

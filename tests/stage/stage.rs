@@ -15,6 +15,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "a library of the runners, of which each uses a part")]
 
+mod links;
 pub mod namespace;
 pub mod outcome;
 mod sockets;
@@ -23,24 +24,21 @@ pub mod wire;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
-use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use nix::poll::{PollTimeout, poll};
 use steelyard::datapath::simulate::Packet;
-use steelyard::model::{Family, Protocol};
+use steelyard::model::Protocol;
 
+use self::links::Links;
 use self::namespace::{Namespace, OneProcessor, run_program};
 use self::sockets::{Link, Own};
 use self::wire::{Seen, Sight};
 
 pub use self::surroundings::Surroundings;
 
-const OUT_NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const PODS_NODE: [u8; 6] = [2, 0, 0, 0, 1, 1];
 /// Packets that pass through the node to each of its links: the first to come back shows that it is ready, and when
 /// they are back that were sent after all others, what was to come has come.
 const PASSING: [(&str, &str); 4] = [
@@ -91,28 +89,9 @@ pub struct Stage {
 impl Stage {
     /// Makes a node. The name tells it from others of this process.
     pub fn raise(name: &str, surroundings: Surroundings) -> Result<Self, String> {
-        let node = Namespace::new(&format!("{name}node"))?;
-        let beyond = Namespace::new(&format!("{name}world"))?;
-        beyond.set(&[("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")])?;
-        node.set(&[
-            ("ipv4/ip_forward", "1"),
-            ("ipv4/conf/all/rp_filter", "0"),
-            ("ipv4/conf/default/rp_filter", "0"),
-            ("ipv4/conf/all/send_redirects", "0"),
-            ("ipv4/conf/default/send_redirects", "0"),
-            // Each of many packets shall be answered.
-            ("ipv4/icmp_ratemask", "0"),
-            ("ipv6/icmp/ratemask", "200"),
-            ("ipv6/conf/all/disable_ipv6", "0"),
-            ("ipv6/conf/all/forwarding", "1"),
-            ("ipv6/conf/default/accept_dad", "0"),
-        ])?;
-        node.ip(&commands(beyond.name(), &surroundings))?;
-        beyond.ip("link set outside up\nlink set pods up\n")?;
-        let sockets =
-            || -> io::Result<(Link, Link)> { Ok((Link::open("outside", OUT_NODE)?, Link::open("pods", PODS_NODE)?)) };
-        let (outside, pods) = beyond.run(sockets).map_err(|error| format!("failed to open links: {error}"))?;
-        let own = node.run(Own::open).map_err(|error| format!("failed to open raw sockets: {error}"))?;
+        let passing = PASSING_TO_PODS.map(|text| text.parse::<IpNet>().unwrap());
+        let pod_prefixes = surroundings.pod_prefixes.iter().copied().chain(passing);
+        let Links { node, beyond, outside, pods, own } = Links::lay(name, &surroundings.local, pod_prefixes)?;
         let stage = Self {
             node,
             _world: beyond,
@@ -318,39 +297,4 @@ impl Watch {
             Ok(_) | Err(_) => {}
         }
     }
-}
-
-fn commands(world: &str, Surroundings { local, pod_prefixes }: &Surroundings) -> String {
-    let mut out = String::new();
-    let mut line = |text: String| writeln!(out, "{text}").unwrap();
-    line("link set lo up".to_owned());
-    for (name, peer, node, far, number) in
-        [("out0", "outside", OUT_NODE, "02:00:00:00:00:02", 1), ("pods0", "pods", PODS_NODE, "02:00:00:00:01:02", 2)]
-    {
-        let own = node.map(|byte| format!("{byte:02x}")).join(":");
-        line(format!("link add {name} address {own} type veth peer name {peer} address {far} netns {world}"));
-        line(format!("link set {name} up"));
-        // Nobody answers ARP or NDP there.
-        line(format!("neigh add 198.18.{number}.254 lladdr {far} nud permanent dev {name}"));
-        line(format!("neigh add 2001:2:{number}::fe lladdr {far} nud permanent dev {name}"));
-    }
-    for address in local.iter().filter(|address| !address.is_loopback()) {
-        line(match Family::of(*address) {
-            Family::V4 => format!("addr add {address}/32 dev out0"),
-            Family::V6 => format!("addr add {address}/128 dev out0 nodad"),
-        });
-    }
-    // No address of the tables: who was masqueraded towards pods comes from here.
-    line("addr add 198.18.2.1/32 dev pods0".to_owned());
-    line("addr add 2001:2:2::1/128 dev pods0 nodad".to_owned());
-    line("route add default via 198.18.1.254 dev out0 onlink".to_owned());
-    line("route add ::/0 via 2001:2:1::fe dev out0 onlink".to_owned());
-    let passing: Vec<IpNet> = PASSING_TO_PODS.iter().map(|text| text.parse().unwrap()).collect();
-    for prefix in pod_prefixes.iter().chain(&passing) {
-        line(match Family::of(prefix.addr()) {
-            Family::V4 => format!("route replace {prefix} via 198.18.2.254 dev pods0 onlink"),
-            Family::V6 => format!("route replace {prefix} via 2001:2:2::fe dev pods0 onlink"),
-        });
-    }
-    out
 }

@@ -109,6 +109,10 @@ pub fn read_payload(source: IpAddr, destination: IpAddr, protocol: u8, payload: 
             matches!((protocol, payload.first()?, payload.get(1)?), (ICMP, 3, 3) | (ICMP_V6, 1, 4));
         return Some(Ok(Seen::Error { tag: tag_of(inner_protocol, inner)?, to: destination, is_port_unreachable }));
     }
+    // An answer of the node's own stack to one connection may have the number of another one, as a reset has the next.
+    if !begins_connection(protocol, payload)? {
+        return None;
+    }
     let tag = tag_of(protocol, payload)?;
     if !has_right_checksum(source, destination, protocol, payload) {
         return Some(Err((tag, format!("the packet from {source} to {destination} came with a wrong checksum"))));
@@ -136,6 +140,17 @@ fn split(packet: &[u8]) -> Option<(IpAddr, IpAddr, u8, &[u8])> {
         }
         _ => None,
     }
+}
+
+fn begins_connection(protocol: u8, payload: &[u8]) -> Option<bool> {
+    const TCP_FLAGS: u8 = 0x17;
+    const SYN: u8 = 0x02;
+    const SCTP_INIT: u8 = 1;
+    Some(match protocol {
+        6 => payload.get(13)? & TCP_FLAGS == SYN,
+        132 => *payload.get(12)? == SCTP_INIT,
+        _ => true,
+    })
 }
 
 fn tag_of(protocol: u8, payload: &[u8]) -> Option<u32> {

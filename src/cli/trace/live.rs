@@ -1,4 +1,4 @@
-//! Reads objects from the API, page by page.
+//! Reads objects from the API.
 
 use std::fmt::Debug;
 
@@ -13,10 +13,8 @@ use thiserror::Error;
 
 use super::objects::Objects;
 use crate::api::node_announcement::NodeAnnouncement;
+use crate::runtime::pages;
 use crate::runtime::telemetry::chain;
-
-/// How many objects one page has.
-const PAGE: u32 = 500;
 
 /// Why there are no objects to look at.
 #[derive(Debug, Error)]
@@ -45,19 +43,11 @@ pub(super) async fn read(client: &Client) -> Result<Objects, ListError> {
     Ok(objects)
 }
 
-async fn list<K>(client: &Client, mut parameters: ListParams, mut take: impl FnMut(K)) -> Result<(), ListError>
+async fn list<K>(client: &Client, parameters: ListParams, take: impl FnMut(K)) -> Result<(), ListError>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
     let api: Api<K> = Api::all(client.clone());
-    parameters = parameters.limit(PAGE);
-    loop {
-        let failed = |source| ListError { kind: K::plural(&()).into_owned(), source };
-        let page = api.list(&parameters).await.map_err(failed)?;
-        page.items.into_iter().for_each(&mut take);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters = parameters.continue_token(&token),
-            None => return Ok(()),
-        }
-    }
+    let failed = |source| ListError { kind: K::plural(&()).into_owned(), source };
+    pages::each(&api, parameters, take).await.map_err(failed)
 }

@@ -25,8 +25,6 @@ pub struct Turn {
     pub services: BTreeSet<ServiceKey>,
     /// Frontends that went from the kernel.
     pub removed: Vec<FrontendKey>,
-    /// Endpoints that left a slice.
-    pub left: BTreeSet<(ServiceKey, IpAddr)>,
     /// Everything is to be judged: the first turn, a resync, a change of where NodePorts answer.
     pub is_whole: bool,
 }
@@ -48,6 +46,13 @@ impl Ledger {
     /// An empty account.
     pub fn new(grace: Option<Duration>) -> Self {
         Self { grace, gone: BTreeMap::new(), audit_at: None, not_before: None, here: Arc::default() }
+    }
+
+    /// Sees endpoints leave a slice. Their grace begins, also where the turn that is due then fails.
+    pub fn see_left(&mut self, endpoints: impl IntoIterator<Item = (ServiceKey, IpAddr)>, now: Instant) {
+        if let Some(grace) = self.grace {
+            self.gone.extend(endpoints.into_iter().map(|endpoint| (endpoint, now + grace)));
+        }
     }
 
     /// Takes a turn into account and tells what to look for in the kernel's flows.
@@ -76,11 +81,9 @@ impl Ledger {
             }
         }
         if let Some(grace) = self.grace {
-            for endpoint in turn.left {
-                self.gone.insert(endpoint, now + grace);
-            }
             if turn.is_whole {
-                self.audit_at = Some(now + grace);
+                // Not pushed on by the next one: where there is always one before the grace is over, none would ever come.
+                self.audit_at.get_or_insert(now + grace);
             }
             self.add_gone(index, desired, now, &mut fates);
         }

@@ -87,8 +87,10 @@ impl Cluster {
             })
             .filter(|key| !now_there(key))
             .collect();
-        let turn = Turn { services: changes.services, removed, left: self.index.take_left(), is_whole };
-        self.ledger.turn(turn, &self.index, &self.desired, self.start + Duration::from_secs(seconds))
+        let now = self.start + Duration::from_secs(seconds);
+        self.ledger.see_left(self.index.take_left(), now);
+        let turn = Turn { services: changes.services, removed, is_whole };
+        self.ledger.turn(turn, &self.index, &self.desired, now)
     }
 }
 
@@ -225,6 +227,28 @@ fn tcp_flows_to_endpoints_that_went_before_our_time_are_found_after_a_grace() {
     assert!(!view.is_stale(&tcp("10.96.0.10:53", "10.244.0.1:5353")));
     assert!(!view.is_stale(&tcp("10.96.0.10:53", "10.244.0.2:5353")), "it has 5 s left");
     assert!(!view.is_stale(&tcp("10.96.7.7:53", "10.244.0.9:5353")), "no frontend of ours");
+}
+
+#[test]
+fn whole_turns_one_after_another_put_nothing_off() {
+    let mut cluster = Cluster::new();
+    cluster.slice("dns", &[(A, true)]);
+    let stale = tcp("10.96.0.10:53", "10.244.0.9:5353");
+    let found: Vec<u64> = (0..40).step_by(4).filter(|second| cluster.turn(*second, true).is_stale(&stale)).collect();
+    assert_eq!(found, [12, 28], "10 s after the first whole turn, and after the next one behind that");
+}
+
+#[test]
+fn an_endpoint_that_leaves_in_a_turn_that_fails_is_not_forgotten() {
+    let mut cluster = Cluster::new();
+    cluster.slice("dns", &[(A, true), (B, true)]);
+    cluster.turn(0, false);
+    cluster.slice("dns", &[(A, true)]);
+    cluster.ledger.see_left(cluster.index.take_left(), cluster.start + Duration::from_secs(1));
+    // The kernel took nothing, and the ledger was told nothing.
+    let stale = tcp("10.96.0.10:53", "10.244.0.2:5353");
+    assert!(!cluster.turn(2, true).is_stale(&stale));
+    assert!(cluster.turn(11, false).is_stale(&stale));
 }
 
 #[test]

@@ -35,6 +35,12 @@ impl Health {
         self.with(|freshness| freshness.keeps_up(Instant::now()))
     }
 
+    /// As [`Self::keeps_up`], if nothing is heard before then.
+    #[cfg(test)]
+    pub fn will_keep_up(&self, until: Instant) -> bool {
+        self.with(|freshness| freshness.keeps_up(until))
+    }
+
     /// A change was seen that the kernel does not have.
     pub fn queue(&self) {
         self.with(|freshness| freshness.queue(Instant::now()));

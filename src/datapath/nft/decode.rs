@@ -30,8 +30,7 @@ pub fn elements(set: &str, family: Family, dumped: &[DumpedElement]) -> Option<V
         layout::CLUSTER_IPS => each(|element, family| single(element, family).map(Element::ClusterIp)),
         layout::SERVED => each(|element, family| single(element, family).map(Element::Served)),
         layout::ECHO => each(echo_answer),
-        // They go by themselves, and nobody is to delete them before.
-        layout::RELEASED => Some(Vec::new()),
+        layout::RELEASED => each(|element, family| single(element, family).map(Element::Released)),
         layout::POD_CIDRS => intervals(Element::PodCidr),
         layout::UNMASQUERADED => intervals(Element::Unmasqueraded),
         layout::NODE_PORT_RANGES => intervals(Element::NodePortRange),

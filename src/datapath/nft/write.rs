@@ -6,8 +6,9 @@ use siphasher::sip::SipHasher13;
 
 use super::chains::{ChainRules, chain_of, chains};
 use super::classes::{Memory, Purpose, Recall};
+use super::elements::Element;
 use super::ids::Class;
-use super::layout::{LEARNERS, SLOT_CHAINS, sets, table};
+use super::layout::{LEARNERS, RELEASED, SLOT_CHAINS, sets, table};
 use super::options::Options;
 use crate::datapath::plan::{TableChange, Transaction};
 use crate::model::Family;
@@ -69,6 +70,12 @@ fn write_table(batch: &mut Batch, change: &TableChange, options: Options) {
     }
     for (purpose, class) in &change.new_classes {
         write_class(batch, family, *purpose, *class);
+    }
+    if !change.readmitted.is_empty() {
+        // The kernel may have forgotten them by now, and deleting what is not there is an error.
+        let released: Vec<Element> = change.readmitted.iter().copied().map(Element::Released).collect();
+        batch.add_elements(table(family), RELEASED, &released, |element, writer| element.write(writer));
+        batch.delete_elements(table(family), RELEASED, &released, |element, writer| element.write(writer));
     }
     for elements in change.deleted.chunk_by(|left, right| left.set() == right.set()).rev() {
         if let Some(first) = elements.first() {

@@ -1,6 +1,7 @@
 //! What tells two ordered lists of elements apart, gathered to the change of a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::TableChange;
 use super::kept::Kept;
@@ -57,6 +58,7 @@ pub(super) fn compare<'a>(
 pub(super) struct Difference {
     pub(super) deleted: Vec<Element>,
     pub(super) added: Vec<Element>,
+    pub(super) readmitted: Vec<IpAddr>,
     /// Shared elements that were touched, with what the kernel has.
     pub(super) shared: BTreeMap<SharedKey, Option<Element>>,
     pub(super) kept: Kept,
@@ -72,10 +74,13 @@ impl Difference {
 
     /// What was served until now and nobody has is dropped for a while. That follows from what the kernel has, so it holds
     /// also for what went while no agent ran.
-    pub(super) fn release(&mut self, node: &NodeForwarding) {
+    pub(super) fn release(&mut self, node: &NodeForwarding, released: &mut BTreeSet<IpAddr>) {
         let gone = |element: &Element| if let Element::Served(address) = element { Some(*address) } else { None };
-        let released = self.deleted.iter().filter_map(gone).filter(|address| !node.is_held(*address));
-        self.added.extend(released.map(Element::Released));
+        let gone = self.deleted.iter().filter_map(gone).filter(|address| !node.is_held(*address));
+        for address in gone {
+            released.insert(address);
+            self.added.push(Element::Released(address));
+        }
     }
 
     pub(super) fn into_change(
@@ -84,11 +89,17 @@ impl Difference {
         is_new: bool,
         new_classes: Vec<(Purpose, Class)>,
     ) -> Option<TableChange> {
-        if !is_new && new_classes.is_empty() && self.deleted.is_empty() && self.added.is_empty() {
+        if !is_new
+            && new_classes.is_empty()
+            && self.deleted.is_empty()
+            && self.added.is_empty()
+            && self.readmitted.is_empty()
+        {
             return None;
         }
         self.deleted.sort_unstable();
         self.added.sort_unstable();
-        Some(TableChange { family, is_new, new_classes, deleted: self.deleted, added: self.added, kept: self.kept })
+        let Self { deleted, added, readmitted, kept, .. } = self;
+        Some(TableChange { family, is_new, new_classes, deleted, added, readmitted, kept })
     }
 }

@@ -28,6 +28,9 @@ pub(super) struct TableBelief {
     /// Who wants an element that others may want too. The kernel has that of the first.
     pub(super) claims: BTreeMap<SharedKey, Claims>,
     pub(super) node: BTreeSet<Element>,
+    /// Addresses that nobody has since we served them. The kernel forgets them one by one; here they stay until somebody has
+    /// them again, or until the kernel is looked at.
+    pub(super) released: BTreeSet<IpAddr>,
     /// What the kernel was found to have, until the next turn.
     pub(super) found: Option<Found>,
     /// What the last turn changed, if it was not over everything.
@@ -47,9 +50,14 @@ impl TableBelief {
         mut found: Found,
         entries: impl Iterator<Item = (&'a EntryKey, &'a ForwardingEntry)>,
     ) {
+        let released = |element: &Element| if let Element::Released(address) = element { Some(*address) } else { None };
+        let addresses = found.elements.iter().filter_map(released).collect();
+        // Nobody wants these, and they are not to be deleted for that.
+        found.elements.retain(|element| released(element).is_none());
         found.elements.sort_unstable();
         let ids = if self.ids.is_empty() { Self::ids_in(&found, entries) } else { std::mem::take(&mut self.ids) };
-        *self = Self { exists: true, ids, classes: Classes::adopt(&found.classes), ..Self::default() };
+        *self =
+            Self { exists: true, ids, classes: Classes::adopt(&found.classes), released: addresses, ..Self::default() };
         self.found = Some(found);
     }
 
@@ -133,7 +141,8 @@ impl TableBelief {
         }
         let is_new = !std::mem::replace(&mut self.exists, true);
         let new_classes = self.classes.drain_new();
-        difference.release(node.node);
+        self.readmit(node, &mut difference);
+        difference.release(node.node, &mut self.released);
         difference.into_change(family, is_new, new_classes)
     }
 
@@ -193,6 +202,23 @@ impl TableBelief {
         pack(&mut self.claims);
         pack_set(&mut self.node);
         self.ids.pack();
+    }
+
+    /// What was released and is somebody's again is let through: also where that is another, of whom the kernel knows nothing.
+    fn readmit(&mut self, scope: NodeScope<'_>, difference: &mut Difference) {
+        let NodeScope { node, addresses } = scope;
+        let is_back = |address: &&IpAddr| self.released.contains(*address) && node.is_held(**address);
+        let back: Vec<IpAddr> = match addresses {
+            Some(Update { served, .. }) => served.iter().filter(is_back).copied().collect(),
+            None => self.released.iter().filter(is_back).copied().collect(),
+        };
+        for address in &back {
+            self.released.remove(address);
+        }
+        if let Some(undo) = &mut self.undo {
+            undo.readmitted(&back);
+        }
+        difference.readmitted = back;
     }
 
     pub(super) fn wastes_classes(&self) -> bool {

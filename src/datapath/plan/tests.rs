@@ -292,3 +292,32 @@ fn a_served_address_that_nobody_has_any_more_is_released() {
     let (third, _) = restarted.update(&Entries::new(), &Scope::All, &after, &BTreeSet::new());
     assert_eq!(released(&third), expected);
 }
+
+#[test]
+fn a_released_address_that_is_somebodys_again_is_let_through() {
+    const NOBODY: [IpAddr; 0] = [];
+    let [here, there]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
+    let node = |served: &[IpAddr], served_elsewhere: &[IpAddr]| NodeForwarding {
+        served: served.iter().copied().collect(),
+        served_elsewhere: served_elsewhere.iter().copied().collect(),
+        ..NodeForwarding::default()
+    };
+    let readmitted = |belief: &mut Belief, scope: Scope, node: &NodeForwarding| -> Vec<IpAddr> {
+        let (transaction, _) = belief.update(&Entries::new(), &scope, node, &BTreeSet::new());
+        transaction.tables.into_iter().flat_map(|table| table.readmitted).collect()
+    };
+    let changed = || Scope::Update(Update { served: [here, there].into(), ..Update::default() });
+    let mut belief = Belief::default();
+    assert_eq!(readmitted(&mut belief, Scope::All, &node(&[here, there], &[])), NOBODY);
+    assert_eq!(readmitted(&mut belief, changed(), &node(&[], &[])), NOBODY);
+    assert_eq!(readmitted(&mut belief, changed(), &node(&[here], &[there])), [here, there]);
+    assert!(belief.undo(), "the kernel did not take it");
+    assert_eq!(readmitted(&mut belief, Scope::All, &node(&[here], &[there])), [here, there]);
+    assert_eq!(readmitted(&mut belief, Scope::All, &node(&[here], &[there])), NOBODY, "once is enough");
+    // An agent that was not there when they were released finds them in the kernel, and leaves what is still nobody's.
+    let elements = [here, there].map(Element::Released).to_vec();
+    belief.adopt(Found { family: Family::V4, classes: Vec::new(), elements }, &Entries::new());
+    let (transaction, _) = belief.update(&Entries::new(), &Scope::All, &node(&[], &[there]), &BTreeSet::new());
+    let change = transaction.tables.iter().find(|table| table.family == Family::V4).unwrap();
+    assert_eq!((change.readmitted.as_slice(), change.deleted.as_slice()), ([there].as_slice(), [].as_slice()));
+}

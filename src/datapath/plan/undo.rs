@@ -2,6 +2,7 @@
 //! only asked whether it would take it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::claims::Claims;
 use super::table::TableBelief;
@@ -21,6 +22,7 @@ pub(super) struct Undo {
     node: Option<BTreeSet<Element>>,
     /// Elements of the node one by one, and whether they were there.
     addresses: Vec<(Element, bool)>,
+    readmitted: Vec<IpAddr>,
 }
 
 impl Undo {
@@ -45,6 +47,11 @@ impl Undo {
         self.addresses.push((element, was_there));
     }
 
+    pub(super) fn readmitted(&mut self, addresses: &[IpAddr]) {
+        self.readmitted.extend(addresses);
+    }
+
+    /// What the turn released stays among what was: to let that through, should somebody have it, does no harm.
     pub(super) fn apply(self, table: &mut TableBelief) {
         table.classes = self.classes;
         for (key, elements) in self.entries {
@@ -64,6 +71,7 @@ impl Undo {
         if let Some(node) = self.node {
             table.node = node;
         }
+        table.released.extend(self.readmitted);
         for (element, was_there) in self.addresses {
             if was_there {
                 table.node.insert(element);

@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::datapath::foreign;
+use crate::datapath::health_check::freshness::LATE_AFTER;
 use crate::datapath::nft::layout::table;
+use crate::datapath::repairs::BURST;
 use crate::model::Family;
 use crate::model::endpoints::EndpointSlice;
 use crate::model::service::Service;
@@ -223,6 +225,48 @@ fn who_fights_us_is_slowed_down_and_others_are_served_on() {
             assert!(Instant::now() < deadline, "never repaired");
             thread::park_timeout(Duration::from_millis(5));
         }
+    });
+}
+
+#[test]
+fn while_a_repair_has_to_wait_the_kernel_is_not_said_to_have_everything() {
+    in_new_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (servers, _inputs) = Servers::new(BTreeSet::new());
+        let health = servers.health().clone();
+        let progress = Progress::new(servers, KubeProxyMetrics::register(&mut Registry::default()));
+        let outputs = Outputs { progress, ..Outputs::alone(watch::channel(Arc::default()).0) };
+        let metrics = Metrics::register(&mut Registry::default());
+        let mut datapath = Datapath::new(NodeName::new("n"), Settings::default(), outputs, metrics).unwrap();
+        start_of(3).into_iter().for_each(|event| datapath.observe(event));
+        let now = || Now { wall: jiff::Timestamp::now(), monotonic: tokio::time::Instant::now() };
+        let is_settled = || health.will_keep_up(now().monotonic + LATE_AFTER);
+        runtime.block_on(async {
+            datapath.turn(Scope::Resync, now()).await.unwrap();
+            assert!(is_settled());
+            let mut fights = 0;
+            let (waiting, mut next) = loop {
+                datapath.observe(Event::Foreign(Foreign::default()));
+                let then = now();
+                let next = datapath.turn(Scope::Changed, then).await.unwrap();
+                if !is_settled() {
+                    break (then, next);
+                }
+                fights += 1;
+                assert!(fights < 100, "no repair has to wait");
+            };
+            assert!(fights >= BURST, "{fights}");
+            // Another change, which the kernel takes, puts nothing right.
+            datapath.observe(Event::Service(Seen::Applied(service(3).into())));
+            datapath.turn(Scope::Changed, waiting).await.unwrap();
+            assert!(!is_settled());
+            while !is_settled() {
+                let Next::After(pause) = next else { panic!("nobody comes back to repair") };
+                tokio::time::sleep(pause).await;
+                next = datapath.turn(Scope::Changed, now()).await.unwrap();
+            }
+            assert_eq!(datapath.repairs.due(now().monotonic), Due::No);
+        });
     });
 }
 

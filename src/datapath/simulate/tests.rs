@@ -114,6 +114,14 @@ fn an_address_just_released_is_dropped() {
 }
 
 #[test]
+fn a_released_address_that_another_serves_now_is_let_through() {
+    const OTHER: &str = "spec: {type: LoadBalancer, clusterIP: 172.30.0.1, ports: [{name: http, port: 80}]}\n\
+                         status: {loadBalancer: {ingress: [{ip: 198.51.100.9, ipMode: Proxy}]}}";
+    let (verdict, _) = trace(&desired(OTHER, "n"), ("203.0.113.1", "198.51.100.9", 80));
+    assert_eq!(verdict, Verdict::Passthrough);
+}
+
+#[test]
 fn a_known_client_goes_back_as_long_as_its_endpoint_may_be_used() {
     const STICKY: &str = "spec: {clusterIP: 172.30.0.1, sessionAffinity: ClientIP, ports: [{name: http, port: 80}]}";
     let [one, two] = ["10.0.0.1:80", "10.0.1.1:80"].map(|text| text.parse::<SocketAddr>().unwrap());

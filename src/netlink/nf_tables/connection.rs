@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::attribute::Attributes;
 use super::batch::Batch;
 use super::events::Silencer;
+use crate::netlink::datagrams;
 
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -235,25 +236,12 @@ impl Connection {
 
     /// Forgets answers to an earlier request that failed half-way.
     pub(super) fn drain(&mut self) {
-        let mut errors = 0;
-        // An overrun is reported once, and what is left comes after it.
-        while errors < 3 {
-            match self.receive() {
-                Ok(Some(_)) => {}
-                Ok(None) => return,
-                Err(_) => errors += 1,
-            }
-        }
+        datagrams::drain(&self.socket, &mut self.buffer);
     }
 
     /// The next datagram that is there.
     pub(super) fn receive(&mut self) -> Result<Option<&[u8]>, ConnectionError> {
-        self.buffer.clear();
-        match self.socket.recv(&mut self.buffer, 0) {
-            Ok(_) => Ok(Some(&self.buffer)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(ConnectionError::Receive(error)),
-        }
+        datagrams::receive(&self.socket, &mut self.buffer).map_err(ConnectionError::Receive)
     }
 }
 

@@ -26,8 +26,21 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the kernel does not answer.
+    /// When the kernel does not answer, or it says each time that the tables changed meanwhile.
     pub fn chains(&mut self, table: Table) -> Result<Vec<String>, ConnectionError> {
+        self.uninterrupted(|connection| connection.read_chains(table))
+    }
+
+    /// All rules of a table; none without the table.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::chains`].
+    pub fn rules(&mut self, table: Table) -> Result<Vec<ForeignRule>, ConnectionError> {
+        self.uninterrupted(|connection| connection.read_rules(table))
+    }
+
+    fn read_chains(&mut self, table: Table) -> Result<Vec<String>, ConnectionError> {
         const TABLE: u16 = 1;
         const NAME: u16 = 3;
         let mut found = Vec::new();
@@ -41,12 +54,7 @@ impl Connection {
         Ok(found)
     }
 
-    /// All rules of a table; none without the table.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not answer.
-    pub fn rules(&mut self, table: Table) -> Result<Vec<ForeignRule>, ConnectionError> {
+    fn read_rules(&mut self, table: Table) -> Result<Vec<ForeignRule>, ConnectionError> {
         const TABLE: u16 = 1;
         const CHAIN: u16 = 2;
         const HANDLE: u16 = 3;

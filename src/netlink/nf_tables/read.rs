@@ -20,7 +20,7 @@ pub(in crate::netlink) const DUMP: u16 = 0x300;
 /// `NLM_F_DUMP_INTR`: what the dump gives is no one state of the tables.
 const DUMP_INTERRUPTED: u16 = 0x10;
 /// How often a dump is begun before it is given up.
-pub(super) const ATTEMPTS: usize = 4;
+const ATTEMPTS: usize = 4;
 /// How often a set is walked until no element is named twice.
 const WALKS: usize = 8;
 /// `struct nfgenmsg`.
@@ -93,25 +93,21 @@ impl Connection {
             put_text(out, TABLE, table.name);
             put_text(out, SET, set);
         };
-        let mut interruptions = 0;
         let mut last = None;
         for _ in 0..WALKS {
-            let mut found = Vec::new();
-            let asked = self.ask(GET_ELEMENTS, DUMP, table, request, |attributes| {
-                let list = attributes.nested(ELEMENTS).into_iter().flatten();
-                found.extend(list.map(|(_, element)| read_element(&Attributes(element))));
+            let walked = self.uninterrupted(|connection| {
+                let mut found = Vec::new();
+                connection.ask(GET_ELEMENTS, DUMP, table, request, |attributes| {
+                    let list = attributes.nested(ELEMENTS).into_iter().flatten();
+                    found.extend(list.map(|(_, element)| read_element(&Attributes(element))));
+                })?;
+                Ok(found)
             });
-            match asked {
-                Ok(()) => {}
-                Err(ConnectionError::Interrupted) => {
-                    interruptions += 1;
-                    if interruptions == ATTEMPTS {
-                        break;
-                    }
-                    continue;
-                }
+            let mut found = match walked {
+                Ok(found) => found,
+                Err(ConnectionError::Interrupted) => break,
                 Err(error) => return Err(error),
-            }
+            };
             let seen = found.len();
             found.sort_unstable();
             found.dedup();
@@ -134,6 +130,24 @@ impl Connection {
         let any = Table { family: Family::V4, name: "" };
         self.ask(GET_GENERATION, 0, any, |_| {}, |attributes| generation = attributes.u32(ID))?;
         generation.ok_or(ConnectionError::NoAnswer)
+    }
+
+    /// Reads by dumps until no transaction of anybody comes in between: what such a dump gives is no one state of the tables.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectionError::Interrupted`] when one comes each time; all others at once.
+    pub(super) fn uninterrupted<T>(
+        &mut self,
+        mut read: impl FnMut(&mut Self) -> Result<T, ConnectionError>,
+    ) -> Result<T, ConnectionError> {
+        for _ in 0..ATTEMPTS {
+            match read(self) {
+                Err(ConnectionError::Interrupted) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(ConnectionError::Interrupted)
     }
 
     /// Sends one request and hands out the attributes of each answer, until the last.
@@ -226,6 +240,27 @@ fn read_element(attributes: &Attributes<'_>) -> DumpedElement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::nf_tables::test::in_new_namespace;
+
+    #[test]
+    fn a_dump_that_was_interrupted_is_begun_anew_some_times() {
+        in_new_namespace(|| {
+            let mut connection = Connection::open().unwrap();
+            let mut read = |interruptions: usize| {
+                let mut reads = 0;
+                let outcome = connection.uninterrupted(|_| {
+                    reads += 1;
+                    if reads > interruptions { Ok(()) } else { Err(ConnectionError::Interrupted) }
+                });
+                (reads, outcome)
+            };
+            assert!(matches!(read(0), (1, Ok(()))));
+            assert!(matches!(read(ATTEMPTS - 1), (ATTEMPTS, Ok(()))));
+            assert!(matches!(read(ATTEMPTS), (ATTEMPTS, Err(ConnectionError::Interrupted))));
+            let refused = connection.uninterrupted(|_| Err::<(), _>(ConnectionError::NoAnswer));
+            assert!(matches!(refused, Err(ConnectionError::NoAnswer)), "nothing else is tried again");
+        });
+    }
 
     #[test]
     fn a_dump_that_breaks_off_is_no_success() {

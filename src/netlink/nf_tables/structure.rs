@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::attribute::{Attributes, put_text};
 use super::batch::{Chain, Hook, Table};
 use super::connection::{Connection, ConnectionError};
-use super::read::{ATTEMPTS, DUMP};
+use super::read::DUMP;
 
 const GET_CHAIN: u8 = 4;
 const GET_RULE: u8 = 7;
@@ -70,13 +70,7 @@ impl Connection {
     ///
     /// When the kernel does not answer, or it says each time that the tables changed meanwhile.
     pub fn structure(&mut self, table: Table) -> Result<Structure, ConnectionError> {
-        for _ in 0..ATTEMPTS {
-            match self.read_structure(table) {
-                Err(ConnectionError::Interrupted) => {}
-                outcome => return outcome,
-            }
-        }
-        Err(ConnectionError::Interrupted)
+        self.uninterrupted(|connection| connection.read_structure(table))
     }
 
     fn read_structure(&mut self, table: Table) -> Result<Structure, ConnectionError> {

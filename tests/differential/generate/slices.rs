@@ -3,8 +3,9 @@
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
-use super::{Generator, ZONES, without_nulls};
+use super::{Generator, ZONES};
 use crate::cluster::Key;
+use crate::flows::objects::without_nulls;
 use crate::proxies::NODE;
 
 /// Endpoint addresses and where they run; each in one place, as pods are. The last are in hosts' networks.

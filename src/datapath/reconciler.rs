@@ -35,9 +35,6 @@ use crate::runtime::node_report::{NodeReports, Reporter};
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
 
-/// When what packets left behind while the kernel was programmed is cleared away, if nothing happens before.
-const SETTLE: Duration = Duration::from_secs(1);
-
 /// Forwards Service traffic on this node.
 #[derive(Debug)]
 pub struct Datapath {
@@ -112,7 +109,7 @@ impl Datapath {
             service_cidrs: BTreeMap::new(),
             lists: Lists::default(),
             desired: Desired::default(),
-            programmer: Programmer::new()?.with_options(options),
+            programmer: Programmer::new()?.with_options(options).forgetting_aside(metrics.clone())?,
             outputs,
             conflicts: BTreeSet::new(),
             disputes: None,
@@ -199,8 +196,7 @@ impl Datapath {
             Due::Now => Some(Duration::ZERO),
             Due::After(pause) => Some(pause),
         };
-        let settle = self.programmer.is_unsettled().then_some(SETTLE);
-        let pauses = [repair, self.retry.pause(now), self.programmer.renewal_pause(), settle];
+        let pauses = [repair, self.retry.pause(now), self.programmer.renewal_pause()];
         pauses.into_iter().flatten().min().map_or(Next::OnEvent, Next::After)
     }
 
@@ -363,8 +359,6 @@ impl Component for Datapath {
             if due == Due::No {
                 self.outputs.progress.succeed(&self.index, &self.desired, None);
             }
-            let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
-            self.metrics.forgotten(forgotten);
             let next = self.sweep(turn, now);
             return Ok(sooner(self.next(), next));
         }

@@ -10,6 +10,7 @@
     reason = "helpers of tests, some of them another test program's"
 )]
 
+mod aside;
 #[path = "../stage/links.rs"]
 mod links;
 #[path = "../stage/namespace.rs"]

@@ -31,6 +31,7 @@ use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
 use crate::netlink::nf_tables::{Foreign, Listener};
+use crate::runtime::heap;
 use crate::runtime::node_report::{NodeReports, Reporter};
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
@@ -225,6 +226,7 @@ impl Datapath {
         self.index.pack();
         self.desired.pack();
         self.programmer.pack();
+        heap::trim();
     }
 
     /// Says what this turn did and who goes without.

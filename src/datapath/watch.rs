@@ -18,7 +18,6 @@ use crate::runtime::watch::{self, Observed};
 
 /// One observation.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "moved once, from the watch to the index")]
 pub enum Event {
     /// Of a Service.
     Service(watch::Event<ForwardedService>),

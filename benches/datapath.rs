@@ -30,6 +30,7 @@ use steelyard::datapath::index::Index;
 use steelyard::datapath::metrics::Metrics;
 use steelyard::datapath::plan::Scope;
 use steelyard::datapath::reconciler::{Datapath, Outputs};
+use steelyard::datapath::service::ForwardedService;
 use steelyard::datapath::settings::Settings;
 use steelyard::datapath::watch::Event;
 use steelyard::model::endpoints::EndpointSlice;
@@ -300,8 +301,8 @@ fn service(number: u32) -> core::Service {
     .unwrap()
 }
 
-fn read_service(object: &core::Service) -> Service {
-    Service::try_from(object).unwrap()
+fn read_service(object: &core::Service) -> ForwardedService {
+    Service::try_from(object).unwrap().into()
 }
 
 fn slice(number: u32, endpoints: u32) -> discovery::EndpointSlice {

@@ -18,6 +18,7 @@ pub mod progress;
 pub mod reconciler;
 pub mod repairs;
 pub mod servers;
+pub mod service;
 pub mod settings;
 pub mod simulate;
 pub mod sweeper;

@@ -4,8 +4,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use steelyard::cli::Cli;
+use steelyard::runtime::heap;
+
+fn main() -> ExitCode {
+    heap::keep_small();
+    run()
+}
 
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn run() -> ExitCode {
     Cli::parse().run().await
 }

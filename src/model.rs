@@ -5,6 +5,7 @@ pub mod advertisement;
 pub mod claim;
 pub mod datapath_mode;
 pub mod endpoints;
+pub mod flat;
 pub mod link;
 pub mod node;
 pub mod pool;

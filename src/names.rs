@@ -1,7 +1,10 @@
 //! Identifiers, one type each, so that no two can be swapped.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -16,22 +19,97 @@ pub enum NameError {
     NotNamespaced(String),
 }
 
+/// Text that its copies share: names stand in many places at once, and there are tens of thousands of them.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct Text(Arc<str>);
+
+impl Text {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One copy of each text that many hold.
+#[derive(Debug, Default)]
+pub struct Texts(BTreeSet<Text>);
+
+impl Texts {
+    /// Puts the copy that is here in place of this one.
+    pub fn share(&mut self, text: &mut Text) {
+        match self.0.get(text) {
+            Some(known) => text.clone_from(known),
+            None => drop(self.0.insert(text.clone())),
+        }
+    }
+
+    /// Drops those that nobody else holds any more.
+    pub fn forget_unused(&mut self) {
+        self.0.retain(|text| Arc::strong_count(&text.0) > 1);
+    }
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        // The empty text, the name of most ports, takes no memory.
+        Self(if text.is_empty() { Arc::default() } else { text.into() })
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<Text> for String {
+    fn from(text: Text) -> Self {
+        (*text.0).to_owned()
+    }
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
-        pub struct $type(Box<str>);
+        pub struct $type(Text);
 
         impl $type {
             /// Takes the text as it is: the API server has checked it.
-            pub fn new(name: impl Into<Box<str>>) -> Self {
+            pub fn new(name: impl Into<Text>) -> Self {
                 Self(name.into())
             }
 
             /// The name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+
+            /// Lets it be one copy with all others that do this.
+            pub fn share(&mut self, texts: &mut Texts) {
+                texts.share(&mut self.0);
             }
         }
 
@@ -88,14 +166,14 @@ name!(
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceKey {
     /// The namespace.
-    pub namespace: Box<str>,
+    pub namespace: Text,
     /// The name inside the namespace.
-    pub name: Box<str>,
+    pub name: Text,
 }
 
 impl ServiceKey {
     /// Names a Service.
-    pub fn new(namespace: impl Into<Box<str>>, name: impl Into<Box<str>>) -> Self {
+    pub fn new(namespace: impl Into<Text>, name: impl Into<Text>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }

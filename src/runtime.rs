@@ -2,6 +2,7 @@
 //! telemetry, shutdown, settings of the kernel.
 
 pub mod admin;
+pub mod heap;
 pub mod http;
 pub mod lease;
 pub mod limits;

@@ -244,7 +244,8 @@ impl Trace {
                 let mut packets = addresses_of(service, port.as_deref(), protocol);
                 packets.retain(|(address, ..)| Family::of(*address) == Family::of(self.from));
                 if packets.is_empty() {
-                    let reason = not_proxied(service).map(|reason| format!(": {reason}")).unwrap_or_default();
+                    let reason =
+                        not_proxied(&service.clone().into()).map(|reason| format!(": {reason}")).unwrap_or_default();
                     return Err(TraceError::NoAddress(key.clone(), Family::of(self.from), reason));
                 }
                 Ok(packets)

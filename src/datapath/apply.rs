@@ -1,5 +1,6 @@
 //! Programs the kernel: one transaction per turn, the whole table after a failure, and without an entry that it refuses.
 
+mod forgetter;
 mod isolate;
 mod memory;
 mod programmed;
@@ -11,10 +12,12 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::Instant;
 
+use self::forgetter::{Forgetter, take};
 use self::memory::Forgetting;
 use self::programmed::Programmed;
 use crate::datapath::desired::FrontendKey;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
+use crate::datapath::metrics::Metrics;
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
 use crate::datapath::nft::layout::{TABLE_NAME, table};
@@ -123,13 +126,26 @@ impl Programmer {
         self
     }
 
+    /// Has a thread forget the clients of endpoints that are gone: no turn waits for that, and none reports how many. Its
+    /// socket is of the network namespace of this thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Connect`].
+    pub fn forgetting_aside(mut self, metrics: Metrics) -> Result<Self, ApplyError> {
+        self.forgetting.leave_to(Forgetter::start(metrics).map_err(ApplyError::Connect)?);
+        Ok(self)
+    }
+
     /// A listener to what others do to our tables. Our own changes are not heard.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Connect`].
     pub fn listen(&mut self) -> Result<Listener, ApplyError> {
-        let listener = Listener::open(TABLE_NAME, self.connection.port()).map_err(ApplyError::Connect)?;
+        let aside = self.forgetting.aside().map(Forgetter::port);
+        let ports: Vec<u32> = aside.into_iter().chain([self.connection.port()]).collect();
+        let listener = Listener::open(TABLE_NAME, &ports).map_err(ApplyError::Connect)?;
         self.connection.silence(listener.silencer());
         Ok(listener)
     }
@@ -211,6 +227,12 @@ impl Programmer {
         Ok(Report { is_rebuilt: true, ..report })
     }
 
+    /// Gives back memory to spare, after a turn over everything.
+    pub fn pack(&mut self) {
+        self.belief.pack();
+        self.programmed.pack();
+    }
+
     /// How long until the table may be made anew for those that go without a number, if that would help them.
     pub fn renewal_pause(&self) -> Option<Duration> {
         self.renewals.pause(Instant::now())
@@ -221,7 +243,7 @@ impl Programmer {
         self.renewals.take_due(Instant::now())
     }
 
-    /// Whether [`Self::settle`] has something to do, or any next turn.
+    /// Whether clients are still to be forgotten: by [`Self::settle`], or any next turn, or the thread.
     pub fn is_unsettled(&self) -> bool {
         self.forgetting.is_pending()
     }
@@ -270,8 +292,10 @@ impl Programmer {
     pub fn cleanup(&mut self) -> Result<Vec<Family>, ApplyError> {
         self.belief.forget();
         let there = self.tables()?;
+        let pen = self.forgetting.pen();
+        let _writing = pen.as_ref().map(take);
         self.connection.commit(&write::cleanup_batch(&there)).map_err(ApplyError::Cleanup)?;
-        self.forgetting = Forgetting::default();
+        self.forgetting.nothing_is_left();
         self.programmed = Programmed::default();
         Ok(there)
     }
@@ -312,6 +336,8 @@ impl Programmer {
             (transaction, refused) = self.plan(entries, &Scope::All, node);
         }
         let is_rebuilt = transaction.tables.iter().any(|table| table.is_new);
+        let pen = self.forgetting.pen();
+        let _writing = pen.as_ref().map(take);
         if !transaction.is_empty() {
             if let Err(error) = self.connection.commit(&write::batch(&transaction, self.options)) {
                 if !error.is_untouched() || !self.belief.undo() {

@@ -13,9 +13,10 @@ use self::node::{HeldAddresses, addresses_elsewhere, served_addresses};
 use self::owners::{Age, Claim, Owners};
 use super::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use super::index::{Changes, Index};
+use super::service::ForwardedService;
 use super::settings::Settings;
+use crate::model::flat::{pack, pack_set};
 use crate::model::node::Node;
-use crate::model::service::Service;
 use crate::model::{Family, Protocol};
 use crate::names::{PortName, ServiceKey, ServicePortKey};
 
@@ -95,6 +96,16 @@ impl Desired {
         self.owners.disputes()
     }
 
+    /// Gives back memory to spare, after a turn over everything.
+    pub fn pack(&mut self) {
+        pack(&mut self.entries);
+        pack_set(&mut self.node.cluster_ips);
+        for held in [&mut self.cluster_ips, &mut self.served, &mut self.served_elsewhere] {
+            held.pack();
+        }
+        self.owners.pack();
+    }
+
     /// Takes in what changed since the last turn. The settings must be the same in every turn.
     ///
     /// Costs as much as the Services named in `changes`, and those that gain or lose a frontend by them. Before this
@@ -143,8 +154,13 @@ impl Desired {
     }
 
     /// Takes a Service's claims and cluster IPs, and names the others to whom that gives a frontend or takes one.
-    fn claim(&mut self, key: &ServiceKey, service: Option<&Service>, update: &mut Update) -> BTreeSet<ServiceKey> {
-        let cluster_ips = service.map(|service| service.cluster_ips.as_slice()).unwrap_or_default();
+    fn claim(
+        &mut self,
+        key: &ServiceKey,
+        service: Option<&ForwardedService>,
+        update: &mut Update,
+    ) -> BTreeSet<ServiceKey> {
+        let cluster_ips = service.map(|service| &*service.cluster_ips).unwrap_or_default();
         update.cluster_ips.extend(self.cluster_ips.replace(key, cluster_ips, &mut self.node.cluster_ips));
         let served = service.map(served_addresses).unwrap_or_default();
         update.served.extend(self.served.replace(key, &served, &mut self.node.served));

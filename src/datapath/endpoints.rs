@@ -78,7 +78,7 @@ impl Selection {
 
     fn target(&self, set: Option<&BTreeSet<SocketAddr>>) -> Target {
         match set {
-            Some(set) if !set.is_empty() => Target::Endpoints(set.clone()),
+            Some(set) if !set.is_empty() => Target::Endpoints(set.iter().copied().collect()),
             Some(_) if self.has_any_endpoint => Target::Drop,
             Some(_) | None => Target::Reject,
         }
@@ -208,8 +208,8 @@ mod tests {
             address: address.parse().unwrap(),
             conditions,
             node: node.map(NodeName::new),
-            zone_hints: BTreeSet::new(),
-            node_hints: BTreeSet::new(),
+            zone_hints: Default::default(),
+            node_hints: Default::default(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the datapath is asked to do, free of any backend: `desired` makes it, `simulate` reads it, `nft` programs it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::model::Family;
+use crate::model::flat::{FlatMap, FlatSet};
 use crate::model::service::TrafficPolicy;
 use crate::names::ServicePortKey;
 
@@ -24,7 +25,7 @@ pub struct EntryKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardingEntry {
     /// Where clients dial, and how each of these is treated.
-    pub frontends: BTreeMap<Frontend, Treatment>,
+    pub frontends: FlatMap<Frontend, Treatment>,
     /// What stands behind policy `Cluster`. Equal to [`Target::Reject`] where no frontend uses it.
     pub cluster: Target,
     /// What stands behind policy `Local`. Equal to [`Target::Reject`] where no frontend uses it.
@@ -35,7 +36,7 @@ pub struct ForwardingEntry {
     pub source_ranges: Vec<IpNet>,
     /// Which endpoints may meet themselves here, since they run on this node or nobody says where: a connection from
     /// such an address that is sent back to the same address is masqueraded (hairpin), whatever else holds.
-    pub local_addresses: BTreeSet<IpAddr>,
+    pub local_addresses: FlatSet<IpAddr>,
 }
 
 /// An address that clients dial.
@@ -66,7 +67,7 @@ pub enum Treatment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// To any of these with equal chance; never empty.
-    Endpoints(BTreeSet<SocketAddr>),
+    Endpoints(FlatSet<SocketAddr>),
     /// Nowhere, silently: other nodes have endpoints, this policy has none here.
     Drop,
     /// Nowhere, and the client is told by ICMP port unreachable: no endpoint anywhere.

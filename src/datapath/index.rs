@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::service::ForwardedService;
 use crate::model::endpoints::{EndpointSlice, SliceKey};
+use crate::model::flat::pack;
 use crate::model::node::Node;
-use crate::model::service::Service;
-use crate::names::{NodeName, ServiceKey};
+use crate::names::{NodeName, ServiceKey, Texts};
 
 /// What a turn has to look at again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +30,7 @@ impl Changes {
 /// What has been seen. A burst of changes to one Service is one change; what does not change anything is none.
 #[derive(Debug, Default)]
 pub struct Index {
-    services: BTreeMap<ServiceKey, Service>,
+    services: BTreeMap<ServiceKey, Box<ForwardedService>>,
     /// In the order of their names. Nearly always one or two, so no tree for each Service.
     slices: BTreeMap<ServiceKey, Vec<EndpointSlice>>,
     service_of_slice: BTreeMap<SliceKey, ServiceKey>,
@@ -40,17 +41,19 @@ pub struct Index {
     service_cidrs: BTreeSet<IpNet>,
     changes: Changes,
     left: BTreeSet<(ServiceKey, IpAddr)>,
+    /// Names of namespaces, nodes and ports.
+    texts: Texts,
 }
 
 impl Index {
     /// A Service by key.
-    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        self.services.get(key)
+    pub fn service(&self, key: &ServiceKey) -> Option<&ForwardedService> {
+        self.services.get(key).map(|service| &**service)
     }
 
     /// All Services.
-    pub fn services(&self) -> impl Iterator<Item = &Service> + '_ {
-        self.services.values()
+    pub fn services(&self) -> impl Iterator<Item = &ForwardedService> + '_ {
+        self.services.values().map(|service| &**service)
     }
 
     /// The slices of a Service in the order of their names.
@@ -99,10 +102,13 @@ impl Index {
     }
 
     /// Sees a Service that is new or changed.
-    pub fn apply_service(&mut self, service: Service) {
-        if self.services.get(&service.key) != Some(&service) {
+    pub fn apply_service(&mut self, service: impl Into<ForwardedService>) {
+        let mut service = service.into();
+        if self.service(&service.key) != Some(&service) {
+            self.texts.share(&mut service.key.namespace);
+            service.ports.iter_mut().for_each(|port| port.name.share(&mut self.texts));
             self.changes.services.insert(service.key.clone());
-            self.services.insert(service.key.clone(), service);
+            self.services.insert(service.key.clone(), Box::new(service));
         }
     }
 
@@ -114,9 +120,10 @@ impl Index {
     }
 
     /// Sees a whole list of Services: those that are not in it are gone.
-    pub fn replace_services(&mut self, services: impl IntoIterator<Item = Service>) {
+    pub fn replace_services(&mut self, services: impl IntoIterator<Item = impl Into<ForwardedService>>) {
         let mut gone: BTreeSet<ServiceKey> = self.services.keys().cloned().collect();
         for service in services {
+            let service = service.into();
             gone.remove(&service.key);
             self.apply_service(service);
         }
@@ -126,10 +133,11 @@ impl Index {
     }
 
     /// Sees a slice that is new or changed; it may have moved to another Service.
-    pub fn apply_slice(&mut self, slice: EndpointSlice) {
+    pub fn apply_slice(&mut self, mut slice: EndpointSlice) {
         if self.service_of_slice.get(&slice.key).is_some_and(|service| *service != slice.service) {
             self.remove_slice(&slice.key);
         }
+        self.share_names(&mut slice);
         let service = slice.service.clone();
         let slices = self.slices.entry(service.clone()).or_default();
         match slices.binary_search_by(|known| known.key.cmp(&slice.key)) {
@@ -151,6 +159,26 @@ impl Index {
             }
         }
         self.changes.services.insert(service);
+    }
+
+    /// Holds one copy of the names that many objects have: a node's stands in each of its endpoints.
+    fn share_names(&mut self, slice: &mut EndpointSlice) {
+        match self.services.get_key_value(&slice.service) {
+            Some((service, _)) => slice.service.clone_from(service),
+            None => self.texts.share(&mut slice.service.namespace),
+        }
+        slice.key.namespace.clone_from(&slice.service.namespace);
+        for endpoint in &mut slice.endpoints {
+            endpoint.node.iter_mut().for_each(|node| node.share(&mut self.texts));
+        }
+    }
+
+    /// Gives back memory to spare, after everything was seen.
+    pub fn pack(&mut self) {
+        pack(&mut self.services);
+        pack(&mut self.slices);
+        pack(&mut self.service_of_slice);
+        self.texts.forget_unused();
     }
 
     /// Sees that a slice is gone, or no longer one that can be used.
@@ -237,6 +265,7 @@ fn addresses_of(slice: &EndpointSlice) -> impl Iterator<Item = IpAddr> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::service::Service;
     use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 
     fn service(name: &str, port: u16) -> Service {
@@ -308,7 +337,7 @@ mod tests {
         index.apply_slice(slice("y", "b"));
         assert!(index.take_left().is_empty());
         let mut shrunk = slice("x", "a");
-        shrunk.endpoints.clear();
+        shrunk.endpoints = Box::default();
         index.apply_slice(shrunk);
         index.remove_slice(&slice("y", "b").key);
         let address: IpAddr = "10.0.0.1".parse().unwrap();

@@ -173,6 +173,12 @@ impl Belief {
         }
     }
 
+    /// Gives back memory to spare.
+    pub fn pack(&mut self) {
+        self.v4.pack();
+        self.v6.pack();
+    }
+
     /// Whether a table has chains for numbers of endpoints that no entry has: a new one would do without.
     pub fn wastes_classes(&self) -> bool {
         self.v4.wastes_classes() || self.v6.wastes_classes()

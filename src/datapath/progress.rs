@@ -10,10 +10,10 @@ use super::metrics::kube_proxy::KubeProxyMetrics;
 use super::metrics::no_local::NoLocalEndpoints;
 use super::metrics::triggers::Triggers;
 use super::servers::Servers;
+use super::service::ForwardedService;
 use super::watch::Event;
 use crate::model::endpoints::EndpointSlice;
 use crate::model::node::Node;
-use crate::model::service::Service;
 use crate::names::NodeName;
 use crate::runtime::reconcile::Scope;
 use crate::runtime::watch::Event as Seen;
@@ -52,7 +52,7 @@ impl Progress {
         }
     }
 
-    fn see_service(&self, service: &Service, index: &Index) {
+    fn see_service(&self, service: &ForwardedService, index: &Index) {
         if index.service(&service.key) != Some(service) {
             self.metrics.service_changed(Timestamp::now());
         }

@@ -31,12 +31,10 @@ use crate::model::programmed::Programmed;
 use crate::model::service_cidr::ServiceCidr;
 use crate::names::NodeName;
 use crate::netlink::nf_tables::{Foreign, Listener};
+use crate::runtime::heap;
 use crate::runtime::node_report::{NodeReports, Reporter};
 use crate::runtime::reconcile::{Component, Next, Now, Scope};
 use crate::runtime::watch::Event as Seen;
-
-/// When what packets left behind while the kernel was programmed is cleared away, if nothing happens before.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// Forwards Service traffic on this node.
 #[derive(Debug)]
@@ -114,7 +112,7 @@ impl Datapath {
             service_cidrs: BTreeMap::new(),
             lists: Lists::default(),
             desired: Desired::default(),
-            programmer: Programmer::new()?.with_options(options),
+            programmer: Programmer::new()?.with_options(options).forgetting_aside(metrics.clone())?,
             outputs,
             conflicts: BTreeSet::new(),
             disputes: None,
@@ -211,8 +209,7 @@ impl Datapath {
             Due::Now => Some(Duration::ZERO),
             Due::After(pause) => Some(pause),
         };
-        let settle = self.programmer.is_unsettled().then_some(SETTLE);
-        let pauses = [repair, self.retry.pause(now), self.programmer.renewal_pause(), settle];
+        let pauses = [repair, self.retry.pause(now), self.programmer.renewal_pause()];
         pauses.into_iter().flatten().min().map_or(Next::OnEvent, Next::After)
     }
 
@@ -234,6 +231,14 @@ impl Datapath {
         if is_delayed {
             tracing::warn!(by = %intruder, "another program keeps changing our nf_tables tables, repairs have to wait");
         }
+    }
+
+    /// Gives back the memory that a turn over everything leaves to spare.
+    fn pack(&mut self) {
+        self.index.pack();
+        self.desired.pack();
+        self.programmer.pack();
+        heap::trim();
     }
 
     /// Says what this turn did and who goes without.
@@ -368,8 +373,6 @@ impl Component for Datapath {
             if due == Due::No {
                 self.outputs.progress.succeed(&self.index, &self.desired, None);
             }
-            let forgotten = tokio::task::block_in_place(|| self.programmer.settle());
-            self.metrics.forgotten(forgotten);
             let next = self.sweep(turn, now);
             return Ok(sooner(self.next(), next));
         }
@@ -394,6 +397,9 @@ impl Component for Datapath {
         turn.removed = std::mem::take(&mut report.removed);
         turn.is_whole |= report.is_rebuilt;
         self.report(report, now.monotonic.elapsed());
+        if scope == Scope::Resync {
+            self.pack();
+        }
         let next = self.sweep(turn, now);
         Ok(sooner(self.next(), next))
     }

@@ -11,6 +11,7 @@ use std::num::NonZeroU16;
 
 use super::desired::{Desired, FrontendKey};
 use super::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, Target, Treatment};
+use crate::model::flat::FlatSet;
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};
 
@@ -259,7 +260,7 @@ impl<'a> Run<'a> {
         &mut self,
         (key, entry): (&EntryKey, &ForwardingEntry),
         (treatment, policy): (Treatment, TrafficPolicy),
-        endpoints: &BTreeSet<SocketAddr>,
+        endpoints: &FlatSet<SocketAddr>,
         masquerade: Option<Masquerade>,
     ) -> Verdict {
         let source = self.packet.source;
@@ -270,7 +271,7 @@ impl<'a> Run<'a> {
             }
             None => {
                 self.steps.push(Step::Endpoints { policy, count: endpoints.len() });
-                endpoints.clone()
+                endpoints.iter().copied().collect()
             }
         };
         self.steps.push(match masquerade {

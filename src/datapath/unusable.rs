@@ -3,36 +3,37 @@
 //!
 //! A turn costs what it changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::index::Index;
+use super::service::ForwardedService;
 use crate::model::Family;
-use crate::model::problem::{FIELD_IGNORED, Problem};
-use crate::model::service::Service;
+use crate::model::problem::Problem;
 use crate::names::ServiceKey;
 
 const SOURCE_RANGES: &str = "spec.loadBalancerSourceRanges";
-/// How many of a Service's values are told.
-const TOLD: usize = 3;
+/// Some field is left out.
+const FIELD_IGNORED: &str = "FieldIgnored";
 
 /// The account of it.
 #[derive(Debug, Default)]
-pub(super) struct Unusable(BTreeMap<ServiceKey, Problem>);
+pub(super) struct Unusable(BTreeMap<ServiceKey, BTreeSet<Problem>>);
 
 impl Unusable {
     /// Looks at Services that changed, and tells whether there is anything new.
     pub(super) fn follow<'a>(&mut self, services: impl IntoIterator<Item = &'a ServiceKey>, index: &Index) -> bool {
         let mut is_changed = false;
         for key in services {
-            let now = index.service(key).and_then(problem_of);
-            if self.0.get(key) == now.as_ref() {
+            let now = index.service(key).map(problems_of).unwrap_or_default();
+            if self.0.get(key).unwrap_or(&BTreeSet::new()) == &now {
                 continue;
             }
             is_changed = true;
-            match now {
-                Some(now) => drop(self.0.insert(key.clone(), now)),
-                None => drop(self.0.remove(key)),
+            if now.is_empty() {
+                self.0.remove(key);
+            } else {
+                self.0.insert(key.clone(), now);
             }
         }
         is_changed
@@ -40,17 +41,17 @@ impl Unusable {
 
     /// Of all Services.
     pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.0.values()
+        self.0.values().flatten()
     }
 }
 
-fn problem_of(service: &Service) -> Option<Problem> {
+fn problems_of(service: &ForwardedService) -> BTreeSet<Problem> {
     if !service.is_proxied {
-        return None;
+        return BTreeSet::new();
     }
     let unread = service.ignored.iter().map(|ignored| {
-        let what = if ignored.field == SOURCE_RANGES { ", is left out and admits nobody" } else { " and is left out" };
-        format!("{} has {:?}, which {}{what}", ignored.field, ignored.value, ignored.reason)
+        let note = if ignored.field == SOURCE_RANGES { "; it admits nobody" } else { "" };
+        format!("{} has {:?}, which {} and is left out{note}", ignored.field, ignored.value, ignored.reason)
     });
     let ingress = service.virtual_addresses().map(|address| ("status.loadBalancer.ingress", address));
     let external = service.external_ips.iter().map(|address| ("spec.externalIPs", *address));
@@ -59,13 +60,8 @@ fn problem_of(service: &Service) -> Option<Problem> {
         let family = Family::of(address);
         format!("{field} has {address}, which is left out: the service has no cluster IP of {family}")
     });
-    let mut told: Vec<String> = unread.chain(foreign).collect();
-    let more = told.len().saturating_sub(TOLD);
-    told.truncate(TOLD);
-    if more > 0 {
-        told.push(format!("and {more} more"));
-    }
-    (!told.is_empty()).then(|| Problem::of_service(service.key.clone(), FIELD_IGNORED, told.join("; ")))
+    let problem = |message| Problem::of_service(service.key.clone(), FIELD_IGNORED, message);
+    unread.chain(foreign).map(problem).collect()
 }
 
 #[cfg(test)]
@@ -74,6 +70,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::model::service::Service;
 
     fn service(spec: Value, labels: Value) -> Service {
         let object: core::Service = serde_json::from_value(json!({
@@ -99,16 +96,16 @@ mod tests {
         index.apply_service(service(sloppy(), json!({})));
         assert!(unusable.follow([&key], &index));
         assert!(!unusable.follow([&key], &index), "nothing new");
-        let told: Vec<&Problem> = unusable.problems().collect();
-        let message = "spec.externalIPs has \"nonsense\", which is no IP address and is left out; \
-            spec.loadBalancerSourceRanges has \"everybody\", which is no address range, is left out and admits nobody; \
-            spec.externalIPs has 2001:db8::1, which is left out: the service has no cluster IP of IPv6";
-        assert_eq!(told, [&Problem::of_service(key.clone(), "FieldIgnored", message)]);
-        let mut more = sloppy();
-        more["externalIPs"] = json!(["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8::4"]);
-        index.apply_service(service(more, json!({})));
-        assert!(unusable.follow([&key], &index));
-        assert!(unusable.problems().all(|problem| problem.message.ends_with("; and 2 more")));
+        let told: Vec<&str> = unusable.problems().map(|problem| problem.message.as_str()).collect();
+        assert_eq!(
+            told,
+            [
+                "spec.externalIPs has \"nonsense\", which is no IP address and is left out",
+                "spec.externalIPs has 2001:db8::1, which is left out: the service has no cluster IP of IPv6",
+                "spec.loadBalancerSourceRanges has \"everybody\", which is no address range and is left out; it admits nobody",
+            ]
+        );
+        assert!(unusable.problems().all(|problem| problem.service.as_ref() == Some(&key)));
         index.apply_service(service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}), json!({})));
         assert!(unusable.follow([&key], &index));
         assert_eq!(unusable.problems().count(), 0);

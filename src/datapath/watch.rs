@@ -3,22 +3,24 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::service::ForwardedService;
 use crate::model::endpoints::EndpointSlice;
 use crate::model::node::Node;
-use crate::model::service::Service;
+use crate::model::service::{Service, ServiceError};
 use crate::model::service_cidr::{ServiceCidr, ServiceCidrError};
+use crate::names::ServiceKey;
 use crate::netlink::nf_tables::Foreign;
 use crate::runtime::watch::{self, Observed};
 
 /// One observation.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "moved once, from the watch to the index")]
 pub enum Event {
     /// Of a Service.
-    Service(watch::Event<Service>),
+    Service(watch::Event<ForwardedService>),
     /// Of an EndpointSlice.
     Slice(watch::Event<EndpointSlice>),
     /// Of a Node; only this node's own matters.
@@ -29,6 +31,20 @@ pub enum Event {
     LocalAddresses(BTreeSet<IpAddr>),
     /// Of somebody else who changed our tables in the kernel.
     Foreign(Foreign),
+}
+
+impl Observed for ForwardedService {
+    type Object = core::Service;
+    type Key = ServiceKey;
+    type Error = ServiceError;
+
+    fn key(metadata: &ObjectMeta) -> Option<ServiceKey> {
+        Service::key(metadata)
+    }
+
+    fn read(object: &core::Service) -> Result<Self, ServiceError> {
+        Service::try_from(object).map(Self::from)
+    }
 }
 
 impl Observed for ServiceCidr {

@@ -1,6 +1,5 @@
 //! EndpointSlices, reduced to what choosing an endpoint needs.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
@@ -9,8 +8,9 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use thiserror::Error;
 
 use super::address::parse_address;
+use super::flat::{FlatMap, FlatSet};
 use super::{Family, Protocol};
-use crate::names::{NodeName, PortName, ServiceKey, ZoneName};
+use crate::names::{NodeName, PortName, ServiceKey, Text, ZoneName};
 
 /// The label that ties a slice to its Service.
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -36,9 +36,9 @@ pub enum SliceError {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SliceKey {
     /// The namespace, which is the Service's too.
-    pub namespace: Box<str>,
+    pub namespace: Text,
     /// The name.
-    pub name: Box<str>,
+    pub name: Text,
 }
 
 /// The life of an endpoint, as its conditions tell it.
@@ -62,9 +62,9 @@ pub struct SliceEndpoint {
     /// Where it runs; an endpoint without a node counts as remote.
     pub node: Option<NodeName>,
     /// `hints.forZones`.
-    pub zone_hints: BTreeSet<ZoneName>,
+    pub zone_hints: FlatSet<ZoneName>,
     /// `hints.forNodes`.
-    pub node_hints: BTreeSet<NodeName>,
+    pub node_hints: FlatSet<NodeName>,
 }
 
 /// An EndpointSlice that can be used.
@@ -77,9 +77,9 @@ pub struct EndpointSlice {
     /// The family of all its addresses.
     pub family: Family,
     /// Ports by name and protocol; target ports are resolved already. Ports without a number are left out.
-    pub ports: BTreeMap<(PortName, Protocol), NonZeroU16>,
+    pub ports: FlatMap<(PortName, Protocol), NonZeroU16>,
     /// The endpoints; those without a readable address are left out.
-    pub endpoints: Vec<SliceEndpoint>,
+    pub endpoints: Box<[SliceEndpoint]>,
     /// When what last changed it was set off, by a pod say, as its controller tells it.
     pub triggered: Option<Timestamp>,
 }
@@ -94,9 +94,9 @@ pub struct Endpoint {
     /// Where it runs.
     pub node: Option<NodeName>,
     /// `hints.forZones`.
-    pub zone_hints: BTreeSet<ZoneName>,
+    pub zone_hints: FlatSet<ZoneName>,
     /// `hints.forNodes`.
-    pub node_hints: BTreeSet<NodeName>,
+    pub node_hints: FlatSet<NodeName>,
 }
 
 impl EndpointSlice {

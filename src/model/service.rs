@@ -19,6 +19,11 @@ use crate::names::{PortName, ServiceKey};
 /// The default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
 
+/// The label that gives a Service to another proxy.
+pub const PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// The label that keeps proxies from a Service.
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
 /// Why an API object is no Service that anybody could serve.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ServiceError {
@@ -190,8 +195,8 @@ impl TryFrom<&core::Service> for Service {
             load_balancer_class: spec.load_balancer_class.clone(),
             is_proxied: service_type != ServiceType::ExternalName
                 && !cluster_ips.is_empty()
-                && !labels.contains_key("service.kubernetes.io/service-proxy-name")
-                && !labels.contains_key("service.kubernetes.io/headless"),
+                && !labels.contains_key(PROXY_LABEL)
+                && !labels.contains_key(HEADLESS_LABEL),
             families: families(spec, &cluster_ips),
             family_policy: match spec.ip_family_policy.as_deref() {
                 Some("RequireDualStack") => FamilyPolicy::RequireDualStack,

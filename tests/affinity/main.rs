@@ -10,6 +10,7 @@
     reason = "helpers of tests, some of them another test program's"
 )]
 
+mod aside;
 #[path = "../stage/links.rs"]
 mod links;
 #[path = "../stage/namespace.rs"]
@@ -342,7 +343,7 @@ fn endpoints_on_several_ports_are_never_confused() {
             [places.endpoint(1), places.endpoint(2), places.endpoint(4), other, same].into();
         let mut entries: Entries = [(
             places.key("web", Protocol::Tcp),
-            entry(&[(places.cluster_ip(80), INTERNAL)], Target::Endpoints(all.clone()), TIMEOUT),
+            entry(&[(places.cluster_ip(80), INTERNAL)], Target::Endpoints(all.iter().copied().collect()), TIMEOUT),
         )]
         .into();
         world.program(&entries, &Scope::All);

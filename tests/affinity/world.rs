@@ -16,6 +16,7 @@ use steelyard::datapath::apply::{Programmer, Report};
 use steelyard::datapath::entry::{
     EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, NodePorts, Target, Treatment,
 };
+use steelyard::datapath::metrics::Metrics;
 use steelyard::datapath::plan::Scope;
 use steelyard::datapath::simulate::Packet;
 use steelyard::model::service::TrafficPolicy;
@@ -103,7 +104,7 @@ pub fn entry(frontends: &[(SocketAddr, Treatment)], cluster: Target, timeout: Op
         local: Target::Reject,
         affinity: timeout.map(Duration::from_secs),
         source_ranges: Vec::new(),
-        local_addresses: BTreeSet::new(),
+        local_addresses: Default::default(),
     }
 }
 
@@ -144,6 +145,11 @@ impl World {
     /// A process that starts anew.
     pub fn restart(&mut self) {
         self.programmer = self.node.run(|| Programmer::new().unwrap());
+    }
+
+    /// As [`Self::restart`], with a thread that forgets, as the agent has it.
+    pub fn restart_with_a_thread(&mut self, metrics: Metrics) {
+        self.programmer = self.node.run(|| Programmer::new().unwrap().forgetting_aside(metrics).unwrap());
     }
 
     pub fn program(&mut self, entries: &Entries, scope: &Scope) -> Report {

@@ -18,7 +18,8 @@ pub(crate) fn check(case: &Value, family: Family) -> Result<(), String> {
     let named = form.body.get("service").cloned().unwrap_or_default();
     let text = |field: &str| named.get(field).and_then(Value::as_str).ok_or(format!("body.service has no {field}"));
     let (service, slice) = objects(text("namespace")?, text("name")?, form.local_ready, family)?;
-    let check = check_of(&service, [&slice].into_iter(), &NodeName::new("here")).ok_or("there is no health check")?;
+    let check = check_of(&service.clone().into(), [&slice].into_iter(), &NodeName::new("here"))
+        .ok_or("there is no health check")?;
     for seen_by in Family::ALL {
         let answer = answer(&service.key, check.endpoints.seen_by(seen_by), form.proxy_healthy);
         compare("status", &answer.status, &form.status)?;

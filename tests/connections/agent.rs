@@ -84,7 +84,7 @@ impl Agent {
     /// The first lists; then waits until they are programmed.
     pub(crate) fn lists(&self, services: Vec<Service>, slices: Vec<EndpointSlice>) {
         self.tell(Event::Slice(Seen::Replaced(slices)));
-        self.tell(Event::Service(Seen::Replaced(services)));
+        self.tell(Event::Service(Seen::Replaced(services.into_iter().map(Into::into).collect())));
         crate::stage::wait(crate::stage::LIMIT, "the first turn", || self.programmed.borrow().is_settled());
     }
 
@@ -93,7 +93,7 @@ impl Agent {
     }
 
     pub(crate) fn service(&self, service: Service) {
-        self.tell(Event::Service(Seen::Applied(service)));
+        self.tell(Event::Service(Seen::Applied(service.into())));
     }
 
     pub(crate) fn no_service(&self) {

@@ -253,7 +253,7 @@ fn the_agent_restarts() {
         client.keeps(&scene.what("stays meanwhile"), |heard| heard == scene.first());
         scene.stage.start_agent();
         scene.stage.agent().tell(Event::Slice(Seen::Replaced(vec![scene.endpoints(&[(2, State::Ready)])])));
-        scene.stage.agent().tell(Event::Service(Seen::Replaced(vec![scene.service()])));
+        scene.stage.agent().tell(Event::Service(Seen::Replaced(vec![scene.service().into()])));
         client.moves(&scene.what("moves to an endpoint that came meanwhile"), |heard| heard == scene.second());
         external.keeps(&scene.what("an address that went meanwhile serves no more"), |heard| heard == Heard::Nothing);
     });

@@ -14,6 +14,7 @@ use steelyard::datapath::settings::{DetectLocal, NodePortSelector, Settings};
 use steelyard::datapath::simulate::{Memory, Packet, Place, Step, Verdict, simulate};
 use steelyard::model::Protocol;
 use steelyard::model::endpoints::{EndpointSlice, SliceKey};
+use steelyard::model::flat::FlatSet;
 use steelyard::model::node::Node;
 use steelyard::model::service::{Service, TrafficPolicy};
 use steelyard::names::ServiceKey;
@@ -131,7 +132,7 @@ fn check_soundness(entries: &BTreeMap<EntryKey, ForwardingEntry>) -> Result<(), 
             prop_assert!(owned.insert((key.family, key.port.protocol, *frontend)), "{:?} has two owners", frontend);
         }
         for target in [&entry.cluster, &entry.local] {
-            prop_assert!(*target != Target::Endpoints(BTreeSet::new()), "{:?} has an empty set", key);
+            prop_assert!(*target != Target::Endpoints(FlatSet::new()), "{:?} has an empty set", key);
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use steelyard::datapath::entry::{Frontend, NodePortAddresses, Target, Treatment}
 use steelyard::datapath::simulate::Step;
 use steelyard::model::Family;
 use steelyard::model::endpoints::Endpoint;
+use steelyard::model::flat::FlatSet;
 
 use crate::flows::expect::Expect;
 use crate::judge::{self, Case};
@@ -64,7 +65,7 @@ pub fn is_half_remembered(case: &Case<'_>) -> bool {
     let Some(entry) = case.views.ours.desired.entries().get(entry) else { return false };
     let endpoints = |target: &Target| match target {
         Target::Endpoints(endpoints) => endpoints.clone(),
-        Target::Drop | Target::Reject => BTreeSet::new(),
+        Target::Drop | Target::Reject => FlatSet::new(),
     };
     let ports: BTreeSet<u16> =
         endpoints(&entry.cluster).iter().chain(&endpoints(&entry.local)).map(SocketAddr::port).collect();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use serde::Serialize;
+use steelyard::datapath::service::ForwardedService;
 use steelyard::names::ServiceKey;
 
 use crate::arena::Arena;
@@ -16,7 +17,7 @@ const MOST_LINES: usize = 60;
 
 /// The Services that have to do with a packet.
 pub fn concerned(case: &Case<'_>) -> BTreeSet<ServiceKey> {
-    let is_address = |service: &&steelyard::model::service::Service| {
+    let is_address = |service: &&ForwardedService| {
         service.cluster_ips.contains(&case.packet.destination)
             || service.external_ips.contains(&case.packet.destination)
             || service.ingress.iter().any(|ingress| ingress.address == case.packet.destination)

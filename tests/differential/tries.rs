@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
+use steelyard::datapath::service::ForwardedService;
 use steelyard::datapath::simulate::Packet;
 use steelyard::model::endpoints::EndpointSlice;
-use steelyard::model::service::Service;
 use steelyard::model::{Family, Protocol};
 
 use crate::expected::Expected;
@@ -100,7 +100,7 @@ pub fn packets(expected: &Expected, rng: &mut Rng, most: usize) -> Vec<Packet> {
 }
 
 /// Where a Service's ports are, those of load balancers that proxy included, and its NodePorts at all of the node's addresses.
-fn dialled(service: &Service, node: &[IpAddr]) -> Vec<(IpAddr, u16, Protocol)> {
+fn dialled(service: &ForwardedService, node: &[IpAddr]) -> Vec<(IpAddr, u16, Protocol)> {
     let ingress = service.ingress.iter().map(|ingress| ingress.address);
     let addresses: Vec<IpAddr> =
         service.cluster_ips.iter().chain(&service.external_ips).copied().chain(ingress).collect();

@@ -19,6 +19,7 @@ use steelyard::datapath::metrics::kube_proxy::KubeProxyMetrics;
 use steelyard::datapath::progress::Progress;
 use steelyard::datapath::reconciler::{Datapath, Outputs};
 use steelyard::datapath::servers::Servers;
+use steelyard::datapath::service::ForwardedService;
 use steelyard::datapath::settings::Settings;
 use steelyard::datapath::watch::Event;
 use steelyard::model::endpoints::EndpointSlice;
@@ -188,9 +189,9 @@ impl Node {
     }
 }
 
-pub(crate) fn service(name: &str, spec: &str) -> Service {
+pub(crate) fn service(name: &str, spec: &str) -> ForwardedService {
     let yaml = format!("metadata: {{namespace: ns, name: {name}}}\nspec: {{{spec}}}");
-    Service::try_from(&serde_saphyr::from_str::<core::Service>(&yaml).unwrap()).unwrap()
+    Service::try_from(&serde_saphyr::from_str::<core::Service>(&yaml).unwrap()).unwrap().into()
 }
 
 /// Runs something on a thread that lives in a namespace.

@@ -16,6 +16,7 @@ use steelyard::datapath::desired::Desired;
 use steelyard::datapath::index::Index;
 use steelyard::datapath::plan::Scope;
 use steelyard::datapath::settings::Settings;
+use steelyard::model::service::Service;
 
 use crate::namespace::{self, Namespace, run_program};
 
@@ -211,7 +212,7 @@ fn desired_of(policy: Option<&str>, answer_ping: bool, labels: &str) -> Desired 
               status: {{loadBalancer: {{ingress: [{{ip: {}}}, {{ip: '{}'}}]}}}}}}",
             SERVED[0], SERVED[1]
         );
-        index.apply_service((&serde_saphyr::from_str::<core::Service>(&service).unwrap()).try_into().unwrap());
+        index.apply_service(Service::try_from(&serde_saphyr::from_str::<core::Service>(&service).unwrap()).unwrap());
         for (family, endpoint) in ["IPv4", "IPv6"].into_iter().zip(ENDPOINT) {
             let slice = format!(
                 "{{metadata: {{name: web-{family}, namespace: d, labels: {{kubernetes.io/service-name: web}}}},

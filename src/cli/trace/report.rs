@@ -13,7 +13,7 @@ use crate::datapath::index::Index;
 use crate::datapath::settings::Settings;
 use crate::datapath::simulate::{Packet, Place, Step, Verdict, nearby, simulate};
 use crate::model::node::Node;
-use crate::model::service::{Service, TrafficPolicy};
+use crate::model::service::TrafficPolicy;
 
 /// All packets that were followed.
 #[derive(Debug, Serialize)]
@@ -220,7 +220,7 @@ impl<'a> View<'a> {
         let mut notes: Vec<String> = conflicts
             .map(|conflict| format!("service {} wants this too and goes without", conflict.loser.port))
             .collect();
-        let service: Option<&Service> = self.index.service(&entry.port.service);
+        let service = self.index.service(&entry.port.service);
         let ignored = service.into_iter().flat_map(|service| &service.ignored);
         notes.extend(ignored.map(|ignored| {
             format!(

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::plan::{Found, Transaction};
 use crate::model::Family;
+use crate::model::flat::pack;
 use crate::model::programmed::AddressSet;
 
 /// How many ports of each address are in the kernel, and of which addresses others than cluster IPs.
@@ -71,6 +72,10 @@ impl Programmed {
         if ports.all == 0 {
             self.counts.remove(&address);
         }
+    }
+
+    pub(super) fn pack(&mut self) {
+        pack(&mut self.counts);
     }
 
     pub(super) fn has(&self, address: IpAddr) -> bool {

@@ -7,10 +7,11 @@ use ipnet::IpNet;
 
 use crate::datapath::endpoints::{self, Needs, Place};
 use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, Treatment};
+use crate::datapath::service::ForwardedService;
 use crate::model::Family;
 use crate::model::endpoints::EndpointSlice;
 use crate::model::node::Node;
-use crate::model::service::{Service, ServicePort};
+use crate::model::service::ServicePort;
 use crate::names::ServicePortKey;
 
 /// By whose word a Service has a frontend. Where two Services want the same one, the better word wins before age does:
@@ -37,7 +38,7 @@ pub(super) struct Wanted {
 /// A family in which the Service has no cluster IP is left out whole, also its external IPs of that family. A port that
 /// stands twice under one name and protocol counts once.
 pub fn entries_of<'a>(
-    service: &Service,
+    service: &ForwardedService,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     node: &Node,
 ) -> BTreeMap<EntryKey, ForwardingEntry> {
@@ -50,7 +51,7 @@ pub fn entries_of<'a>(
 }
 
 /// The ports of a Service in each family in which it has a cluster IP.
-pub(super) fn ports_of(service: &Service) -> BTreeMap<EntryKey, &ServicePort> {
+pub(super) fn ports_of(service: &ForwardedService) -> BTreeMap<EntryKey, &ServicePort> {
     let mut ports = BTreeMap::new();
     let has_family = |family: &Family| service.is_proxied && service.cluster_ip(*family).is_some();
     for family in Family::ALL.into_iter().filter(has_family) {
@@ -64,7 +65,7 @@ pub(super) fn ports_of(service: &Service) -> BTreeMap<EntryKey, &ServicePort> {
 }
 
 fn entry_of<'a>(
-    service: &Service,
+    service: &ForwardedService,
     port: &ServicePort,
     family: Family,
     slices: impl Iterator<Item = &'a EndpointSlice>,
@@ -86,12 +87,16 @@ fn entry_of<'a>(
         local: selection.local_target(),
         affinity: service.affinity,
         source_ranges: source_ranges_of(service, family, node),
-        local_addresses: selection.addresses_here,
+        local_addresses: selection.addresses_here.into_iter().collect(),
     }
 }
 
 /// Where clients may dial a port. An address that stands in two lists is what the more trusted list says.
-pub(super) fn frontends_of(service: &Service, port: &ServicePort, family: Family) -> BTreeMap<Frontend, Wanted> {
+pub(super) fn frontends_of(
+    service: &ForwardedService,
+    port: &ServicePort,
+    family: Family,
+) -> BTreeMap<Frontend, Wanted> {
     let mut frontends = BTreeMap::new();
     let mut want = |frontend, treatment, standing| {
         frontends.entry(frontend).or_insert(Wanted { treatment, standing });
@@ -117,14 +122,14 @@ pub(super) fn frontends_of(service: &Service, port: &ServicePort, family: Family
 
 /// Whether the Service asks for a filter at all. Ranges of one family, or ranges that nobody can read, close the rest:
 /// kube-proxy leaves the other family of a dual-stack Service open.
-fn has_source_ranges(service: &Service) -> bool {
+fn has_source_ranges(service: &ForwardedService) -> bool {
     !service.source_ranges.is_empty()
         || service.ignored.iter().any(|ignored| ignored.field == "spec.loadBalancerSourceRanges")
 }
 
 /// The ranges of one family. Where they admit this node they admit its load-balancer addresses too: on a node that has
 /// such an address bound locally, its own packets to the address carry it as their source.
-fn source_ranges_of(service: &Service, family: Family, node: &Node) -> Vec<IpNet> {
+fn source_ranges_of(service: &ForwardedService, family: Family, node: &Node) -> Vec<IpNet> {
     let ranges = || service.source_ranges.iter().copied().filter(|range| Family::of(range.addr()) == family);
     let admits_node = ranges().any(|range| node.addresses.iter().any(|address| range.contains(address)));
     let own = service.virtual_addresses().filter(|address| admits_node && Family::of(*address) == family);

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::datapath::entry::{NodePortAddresses, NodePorts};
+use crate::datapath::service::ForwardedService;
 use crate::datapath::settings::{DetectLocal, NodePortSelector, Settings};
 use crate::model::Family;
+use crate::model::flat::pack;
 use crate::model::node::Node;
-use crate::model::service::Service;
 use crate::names::ServiceKey;
 
 /// The prefixes by which pods are known.
@@ -70,13 +71,13 @@ fn is_reachable(address: IpAddr) -> bool {
 }
 
 /// The load-balancer addresses that a Service has us serve: of the families in which it has a cluster IP.
-pub(super) fn served_addresses(service: &Service) -> Vec<IpAddr> {
+pub(super) fn served_addresses(service: &ForwardedService) -> Vec<IpAddr> {
     let is_served = |address: &IpAddr| service.is_proxied && service.cluster_ip(Family::of(*address)).is_some();
     service.virtual_addresses().filter(is_served).collect()
 }
 
 /// The addresses at which somebody else serves it.
-pub(super) fn addresses_elsewhere(service: &Service) -> Vec<IpAddr> {
+pub(super) fn addresses_elsewhere(service: &ForwardedService) -> Vec<IpAddr> {
     let served = served_addresses(service);
     let external = service.external_ips.iter().filter(|_| !service.is_proxied);
     let named: BTreeSet<IpAddr> =
@@ -92,6 +93,12 @@ pub(super) struct HeldAddresses {
 }
 
 impl HeldAddresses {
+    /// Gives back memory to spare.
+    pub(super) fn pack(&mut self) {
+        pack(&mut self.of_service);
+        pack(&mut self.holders);
+    }
+
     /// Takes a Service's addresses in place of those that it had, keeps `all` up to date and returns what came or went.
     pub(super) fn replace(
         &mut self,

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::entries::Standing;
 use crate::datapath::entry::{EntryKey, Frontend};
+use crate::model::flat::pack;
 use crate::model::{Family, Protocol};
 use crate::names::ServiceKey;
 
@@ -76,6 +77,12 @@ pub(super) struct Owners {
 }
 
 impl Owners {
+    /// Gives back memory to spare.
+    pub(super) fn pack(&mut self) {
+        pack(&mut self.claims);
+        pack(&mut self.of_service);
+    }
+
     /// Puts a Service's claims in place of those that it had, and names the other Services that won or lost by it.
     pub(super) fn replace(
         &mut self,

@@ -113,9 +113,9 @@ fn unreadable_source_ranges_close_the_address() {
     let spec = "type: LoadBalancer, clusterIP: 172.30.0.1, loadBalancerSourceRanges: [nonsense]";
     let mut service = service("a", 1, spec);
     service.ingress = vec![crate::model::service::Ingress { address: "192.0.2.9".parse().unwrap(), is_proxied: false }];
-    let entries = entries_of(&service, std::iter::empty(), &node(""));
+    let entries = entries_of(&service.into(), std::iter::empty(), &node(""));
     let entry = &entries[&key("a")];
-    let treatment = entry.frontends[&Frontend::Address("192.0.2.9:80".parse().unwrap())];
+    let treatment = *entry.frontends.get(&Frontend::Address("192.0.2.9:80".parse().unwrap())).unwrap();
     assert!(matches!(treatment, crate::datapath::entry::Treatment::External { is_filtered: true, .. }));
     assert!(entry.source_ranges.is_empty());
 }

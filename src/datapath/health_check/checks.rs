@@ -7,9 +7,10 @@ use std::num::NonZeroU16;
 
 use serde::Serialize;
 
+use crate::datapath::service::ForwardedService;
 use crate::model::Family;
 use crate::model::endpoints::EndpointSlice;
-use crate::model::service::{Service, ServiceType, TrafficPolicy};
+use crate::model::service::{ServiceType, TrafficPolicy};
 use crate::names::{NodeName, ServiceKey};
 use crate::runtime::http::Answer;
 
@@ -50,7 +51,7 @@ impl LocalEndpoints {
 
 /// The health check of a Service, if it has one.
 pub fn check_of<'a>(
-    service: &Service,
+    service: &ForwardedService,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     node: &NodeName,
 ) -> Option<Check> {

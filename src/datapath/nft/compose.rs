@@ -12,6 +12,7 @@ use crate::datapath::entry::{
     EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, Target, Treatment,
 };
 use crate::model::Family;
+use crate::model::flat::FlatSet;
 use crate::model::service::TrafficPolicy;
 
 /// The prefixes of one family as ranges that do not overlap: the kernel refuses overlapping ones.
@@ -115,7 +116,7 @@ fn recall_of(key: &EntryKey, entry: &ForwardingEntry, target: &Target) -> Option
 }
 
 /// The lowest of those that most endpoints have.
-fn most_common_port(endpoints: &BTreeSet<SocketAddr>) -> Option<u16> {
+fn most_common_port(endpoints: &FlatSet<SocketAddr>) -> Option<u16> {
     let mut counts: BTreeMap<u16, usize> = BTreeMap::new();
     for endpoint in endpoints {
         *counts.entry(endpoint.port()).or_default() += 1;
@@ -125,11 +126,12 @@ fn most_common_port(endpoints: &BTreeSet<SocketAddr>) -> Option<u16> {
 
 /// What leads from one policy's memory of an endpoint to the other's, where both may use it.
 fn twins<'a>(
-    (id, memory, endpoints): (Id, Memory, &'a BTreeSet<SocketAddr>),
-    (other, its_memory, its_endpoints): (Id, Memory, &'a BTreeSet<SocketAddr>),
+    (id, memory, endpoints): (Id, Memory, &'a FlatSet<SocketAddr>),
+    (other, its_memory, its_endpoints): (Id, Memory, &'a FlatSet<SocketAddr>),
 ) -> impl Iterator<Item = Element> + 'a {
     let is_remembered = move |to: &&SocketAddr| memory.recall.port.is_none_or(|port| port == to.port());
-    let both = endpoints.intersection(its_endpoints).filter(move |_| memory == its_memory).filter(is_remembered);
+    let both =
+        endpoints.iter().filter(move |to| memory == its_memory && its_endpoints.contains(*to)).filter(is_remembered);
     both.map(move |to| Element::Twin { id, memory: memory.class, to: *to, other })
 }
 
@@ -157,9 +159,9 @@ fn target_elements(
 
 /// Gives each endpoint a slot, without a gap. Who has one below the new number of slots keeps it, so that the change of
 /// one endpoint is the change of one slot or two.
-fn assign_slots(id: Id, endpoints: &BTreeSet<SocketAddr>, previous: &[Element]) -> Vec<SocketAddr> {
+fn assign_slots(id: Id, endpoints: &FlatSet<SocketAddr>, previous: &[Element]) -> Vec<SocketAddr> {
     let mut slots: Vec<Option<SocketAddr>> = vec![None; endpoints.len()];
-    let mut waiting = endpoints.clone();
+    let mut waiting: BTreeSet<SocketAddr> = endpoints.iter().copied().collect();
     for element in previous {
         if let Element::Endpoint { id: owner, slot, to, .. } = element
             && *owner == id

@@ -116,6 +116,15 @@ impl SharedKey {
             Frontend::NodePort(port) => Self::NodePort(port, protocol),
         }
     }
+
+    /// The element with this key; one that leads somewhere needs to be told where.
+    pub fn element(self, value: Option<FrontendValue>) -> Option<Element> {
+        match self {
+            Self::Hairpin(address) => Some(Element::Hairpin(address)),
+            Self::NodePort(port, protocol) => value.map(|value| Element::NodePort { port, protocol, value }),
+            Self::Frontend(address, protocol) => value.map(|value| Element::Frontend { address, protocol, value }),
+        }
+    }
 }
 
 /// A range of addresses of one family, both ends included.

@@ -23,6 +23,7 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::datapath::entry::{EntryKey, Treatment};
+use crate::model::flat::pack;
 use crate::model::service::TrafficPolicy;
 
 /// In every number of ours.
@@ -275,6 +276,11 @@ impl Ids {
         };
         *self.taken.entry(key.clone()).or_default().of(policy) = Some(id);
         Ok(id)
+    }
+
+    /// Gives back memory to spare.
+    pub fn pack(&mut self) {
+        pack(&mut self.taken);
     }
 
     /// Whether nobody has one, and none was ever given.

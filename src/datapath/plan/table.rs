@@ -14,6 +14,7 @@ use crate::datapath::nft::compose::{elements_of, node_elements, policies, policy
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::{Exhausted, Ids};
 use crate::model::Family;
+use crate::model::flat::{pack, pack_set};
 use crate::model::service::TrafficPolicy;
 
 /// What is believed to be in a table.
@@ -23,7 +24,7 @@ pub(super) struct TableBelief {
     pub(super) ids: Ids,
     pub(super) classes: Classes,
     /// The elements that each entry wants, in order.
-    pub(super) entries: BTreeMap<EntryKey, Vec<Element>>,
+    pub(super) entries: BTreeMap<EntryKey, Box<[Element]>>,
     /// Who wants an element that others may want too. The kernel has that of the first.
     pub(super) claims: BTreeMap<SharedKey, Claims>,
     pub(super) node: BTreeSet<Element>,
@@ -121,7 +122,7 @@ impl TableBelief {
                 }
             }
             if !after.is_empty() {
-                self.entries.insert(key.clone(), after);
+                self.entries.insert(key.clone(), after.into());
             }
         }
         self.update_node(family, node, &mut difference);
@@ -196,6 +197,13 @@ impl TableBelief {
         }
     }
 
+    pub(super) fn pack(&mut self) {
+        pack(&mut self.entries);
+        pack(&mut self.claims);
+        pack_set(&mut self.node);
+        self.ids.pack();
+    }
+
     /// What was released and is somebody's again is let through: also where that is another, of whom the kernel knows nothing.
     fn readmit(&mut self, scope: NodeScope<'_>, difference: &mut Difference) {
         let NodeScope { node, addresses } = scope;
@@ -250,7 +258,7 @@ impl TableBelief {
             let claims = self.claims.entry(shared).or_default();
             match change {
                 Change::Added(_) => {
-                    claims.insert(key, element);
+                    claims.insert(key, &element);
                 }
                 // A changed value was perhaps added before.
                 Change::Deleted(_) => {
@@ -264,6 +272,6 @@ impl TableBelief {
     }
 
     fn effective(&self, shared: SharedKey) -> Option<Element> {
-        self.claims.get(&shared)?.first()
+        self.claims.get(&shared)?.first().and_then(|value| shared.element(value))
     }
 }

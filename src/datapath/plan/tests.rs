@@ -11,6 +11,7 @@ use crate::datapath::entry::{Frontend, Target, Treatment};
 use crate::datapath::nft::compose::test::key;
 use crate::datapath::nft::elements::SharedKey;
 use crate::datapath::nft::ids::FrontendValue;
+use crate::model::flat::FlatMap;
 use crate::model::service::TrafficPolicy;
 
 type Entries = BTreeMap<EntryKey, ForwardingEntry>;
@@ -132,12 +133,12 @@ fn treatments() -> impl Strategy<Value = Treatment> {
 }
 
 /// Few addresses and ports, so that entries get into each other's way.
-fn frontends() -> impl Strategy<Value = BTreeMap<Frontend, Treatment>> {
+fn frontends() -> impl Strategy<Value = FlatMap<Frontend, Treatment>> {
     let frontend = prop_oneof![
         (0u8..6).prop_map(|host| Frontend::Address(SocketAddr::from(([192, 0, 2, host], 80)))),
         (1u16..4).prop_map(|port| Frontend::NodePort(NonZeroU16::new(port).unwrap())),
     ];
-    proptest::collection::btree_map(frontend, treatments(), 0..4)
+    proptest::collection::btree_map(frontend, treatments(), 0..4).prop_map(FlatMap::from_iter)
 }
 
 fn entries() -> impl Strategy<Value = ForwardingEntry> {

@@ -15,7 +15,7 @@ use crate::datapath::nft::ids::PolicyIds;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Undo {
     classes: Classes,
-    entries: Vec<(EntryKey, Vec<Element>)>,
+    entries: Vec<(EntryKey, Box<[Element]>)>,
     ids: Vec<(EntryKey, PolicyIds)>,
     claims: BTreeMap<SharedKey, Option<Claims>>,
     /// The elements of the node as a whole.
@@ -31,7 +31,7 @@ impl Undo {
     }
 
     pub(super) fn entry(&mut self, key: &EntryKey, elements: &[Element], ids: PolicyIds) {
-        self.entries.push((key.clone(), elements.to_vec()));
+        self.entries.push((key.clone(), elements.into()));
         self.ids.push((key.clone(), ids));
     }
 

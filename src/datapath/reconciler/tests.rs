@@ -64,7 +64,7 @@ fn with_datapath(services: u32, test: impl FnOnce(Stage) + Send) {
 fn start_of(services: u32) -> [Event; 5] {
     let node: core::Node = serde_json::from_value(json!({"metadata": {"name": "n"}})).unwrap();
     [
-        Event::Service(Seen::Replaced((0..services).map(service).collect())),
+        Event::Service(Seen::Replaced((0..services).map(|number| service(number).into()).collect())),
         Event::Slice(Seen::Replaced((0..services).map(slice).collect())),
         Event::ServiceCidr(Seen::Replaced(Vec::new())),
         Event::LocalAddresses(BTreeSet::new()),
@@ -217,7 +217,7 @@ fn who_fights_us_is_slowed_down_and_others_are_served_on() {
         assert!(acts > 30 && (10..=20).contains(&repairs), "{acts} changes, {repairs} repairs");
         assert!(stage.metric("repairs_delayed") > 0);
         let generation = stage.eyes.generation().unwrap();
-        stage.events.blocking_send(Event::Service(Seen::Applied(service(10)))).unwrap();
+        stage.events.blocking_send(Event::Service(Seen::Applied(service(10).into()))).unwrap();
         stage.generation_after(generation, 1);
         // The last repair comes when the rival has long gone.
         let deadline = Instant::now() + SOON;
@@ -257,7 +257,7 @@ fn while_a_repair_has_to_wait_the_kernel_is_not_said_to_have_everything() {
             };
             assert!(fights >= BURST, "{fights}");
             // Another change, which the kernel takes, puts nothing right.
-            datapath.observe(Event::Service(Seen::Applied(service(3))));
+            datapath.observe(Event::Service(Seen::Applied(service(3).into())));
             datapath.turn(Scope::Changed, waiting).await.unwrap();
             assert!(!is_settled());
             while !is_settled() {
@@ -276,7 +276,7 @@ fn addresses_that_the_kernel_forwards_no_more_are_withdrawn_though_nothing_can_b
         let address = "192.0.2.1";
         let mut served = service(10);
         served.external_ips.push(address.parse().unwrap());
-        stage.events.blocking_send(Event::Service(Seen::Applied(served))).unwrap();
+        stage.events.blocking_send(Event::Service(Seen::Applied(served.into()))).unwrap();
         stage.wait_for_address(address, true);
         // Who owns a table keeps all others from it, for as long as he lives.
         let mut rival = Command::new("nft").arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -303,7 +303,7 @@ fn a_foreign_look_at_our_tables_is_no_change() {
             assert!(Instant::now() < deadline, "not noticed");
             thread::park_timeout(Duration::from_millis(1));
         }
-        stage.events.blocking_send(Event::Service(Seen::Applied(service(10)))).unwrap();
+        stage.events.blocking_send(Event::Service(Seen::Applied(service(10).into()))).unwrap();
         stage.generation_after(generation, 3);
         assert_eq!(stage.metric("repairs"), 0);
         assert_eq!(stage.eyes.generation().unwrap().wrapping_sub(generation), 3);

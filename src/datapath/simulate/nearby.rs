@@ -8,9 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Packet, Place};
 use crate::datapath::entry::NodePortAddresses;
 use crate::datapath::index::Index;
+use crate::datapath::service::ForwardedService;
 use crate::model::Family;
 use crate::model::Protocol;
-use crate::model::service::{Service, ServiceType};
+use crate::model::service::{HEADLESS_LABEL, PROXY_LABEL, ServiceType};
 use crate::names::ServiceKey;
 
 /// Something that the sender may have meant.
@@ -143,7 +144,7 @@ pub fn nearby(index: &Index, place: Place<'_>, packet: Packet) -> Vec<Near> {
     found
 }
 
-fn near_service(service: &Service, place: Place<'_>, packet: Packet) -> Vec<Near> {
+fn near_service(service: &ForwardedService, place: Place<'_>, packet: Packet) -> Vec<Near> {
     let Packet { destination, port, protocol, .. } = packet;
     let key = || service.key.clone();
     let mut found = Vec::new();
@@ -184,16 +185,16 @@ fn near_service(service: &Service, place: Place<'_>, packet: Packet) -> Vec<Near
 }
 
 /// Why no frontend of a Service is programmed, if none is.
-pub fn not_proxied(service: &Service) -> Option<&'static str> {
+pub fn not_proxied(service: &ForwardedService) -> Option<&'static str> {
     if service.is_proxied {
         return None;
     }
     Some(match service.service_type {
         ServiceType::ExternalName => "it is an ExternalName, which only DNS knows",
         ServiceType::ClusterIp | ServiceType::NodePort | ServiceType::LoadBalancer => {
-            if service.labels.contains_key("service.kubernetes.io/service-proxy-name") {
+            if service.labels.contains_key(PROXY_LABEL) {
                 "its label service.kubernetes.io/service-proxy-name gives it to another proxy"
-            } else if service.labels.contains_key("service.kubernetes.io/headless") {
+            } else if service.labels.contains_key(HEADLESS_LABEL) {
                 "its label service.kubernetes.io/headless keeps proxies from it"
             } else {
                 "it is headless, so that clients find its endpoints by DNS"

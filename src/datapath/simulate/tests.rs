@@ -5,13 +5,14 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use super::*;
 use crate::datapath::index::Index;
 use crate::datapath::settings::Settings;
+use crate::model::service::Service;
 
 /// One Service, two endpoints, of which the first is here; no endpoint counts for policy `Local` where it is elsewhere.
 fn desired(service: &str, local_endpoint: &str) -> Desired {
     let mut index = Index::default();
     let metadata = "metadata: {namespace: ns, name: web, labels: {kubernetes.io/service-name: web}}";
     let service = format!("{metadata}\n{service}");
-    index.apply_service((&serde_saphyr::from_str::<core::Service>(&service).unwrap()).try_into().unwrap());
+    index.apply_service(Service::try_from(&serde_saphyr::from_str::<core::Service>(&service).unwrap()).unwrap());
     let slice = format!(
         "{metadata}\naddressType: IPv4\nports: [{{name: http, port: 80}}]\nendpoints:\n\
          - {{addresses: [10.0.0.1], nodeName: {local_endpoint}}}\n- {{addresses: [10.0.1.1], nodeName: other}}"

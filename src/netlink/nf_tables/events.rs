@@ -75,7 +75,7 @@ impl fmt::Display for Foreign {
 pub struct Listener {
     shared: Arc<Shared>,
     table: &'static str,
-    own_port: u32,
+    own_ports: Box<[u32]>,
     buffer: Vec<u8>,
 }
 
@@ -122,23 +122,23 @@ impl Silencer {
 }
 
 impl Listener {
-    /// Listens from now on. Changes made by the socket with this port are ours.
+    /// Listens from now on. Changes made by the sockets with these ports are ours.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the socket, or it may not listen.
-    pub fn open(table: &'static str, own_port: u32) -> Result<Self, ConnectionError> {
+    pub fn open(table: &'static str, own_ports: &[u32]) -> Result<Self, ConnectionError> {
         let open = || -> io::Result<TokioSocket> {
             let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
             setsockopt(socket.socket_ref(), sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-            SockRef::from(socket.socket_ref()).attach_filter(&all_but(own_port))?;
+            SockRef::from(socket.socket_ref()).attach_filter(&all_but(own_ports))?;
             socket.socket_mut().bind_auto()?;
             socket.socket_mut().add_membership(GROUP)?;
             Ok(socket)
         };
         let socket = open().map_err(ConnectionError::Open)?;
         let shared = Arc::new(Shared { socket: Mutex::new(socket), missed: Notify::new() });
-        Ok(Self { shared, table, own_port, buffer: Vec::with_capacity(LONGEST) })
+        Ok(Self { shared, table, own_ports: own_ports.into(), buffer: Vec::with_capacity(LONGEST) })
     }
 
     /// What keeps this listener from hearing our own large transactions.
@@ -188,10 +188,10 @@ impl Listener {
 
     /// What the next notice says.
     async fn next(&mut self) -> Result<Seen, ConnectionError> {
-        let Self { shared, table, own_port, buffer } = self;
+        let Self { shared, table, own_ports, buffer } = self;
         buffer.clear();
         match poll_fn(|context| receive(shared, context, buffer)).await {
-            Ok(()) => Ok(Seen::read(buffer, table, *own_port)),
+            Ok(()) => Ok(Seen::read(buffer, table, own_ports)),
             // There was more than we read: whatever it was, it is worth a look.
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                 Ok(Seen { is_touched: true, ..Seen::default() })
@@ -206,19 +206,20 @@ fn receive(shared: &Shared, context: &mut Context<'_>, buffer: &mut Vec<u8>) -> 
     socket.poll_recv(context, buffer)
 }
 
-/// A filter that drops what one port did. The kernel reads numbers in network order.
-fn all_but(port: u32) -> [SockFilter; 4] {
+/// A filter that drops what these ports did. The kernel reads numbers in network order.
+fn all_but(ports: &[u32]) -> Vec<SockFilter> {
     const LOAD_WORD: u16 = 0x20;
     const JUMP_IF_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
     /// `nlmsg_pid` of the first message.
     const PORT_OFFSET: u32 = 12;
-    [
-        SockFilter::new(LOAD_WORD, 0, 0, PORT_OFFSET),
-        SockFilter::new(JUMP_IF_EQUAL, 0, 1, port.to_be()),
-        SockFilter::new(RETURN, 0, 0, 0),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-    ]
+    let mut filter = vec![SockFilter::new(LOAD_WORD, 0, 0, PORT_OFFSET)];
+    for port in ports {
+        filter.push(SockFilter::new(JUMP_IF_EQUAL, 0, 1, port.to_be()));
+        filter.push(SockFilter::new(RETURN, 0, 0, 0));
+    }
+    filter.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
+    filter
 }
 
 /// Who is known to have touched our tables.
@@ -248,9 +249,9 @@ struct Seen {
 }
 
 impl Seen {
-    fn read(notice: &[u8], table: &str, own_port: u32) -> Self {
+    fn read(notice: &[u8], table: &str, own_ports: &[u32]) -> Self {
         let mut seen = Self::default();
-        for message in Messages(notice).filter(|message| message.port != own_port) {
+        for message in Messages(notice).filter(|message| !own_ports.contains(&message.port)) {
             let [kind, subsystem] = message.kind.to_le_bytes();
             if subsystem != SUBSYSTEM {
                 continue;

@@ -2,6 +2,8 @@
 //!
 //! Each call is a read of its own: between two of them, anyone may change the tables.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use netlink_sys::SocketAddr;
 use nix::errno::Errno;
 
@@ -86,21 +88,11 @@ impl Connection {
     ///
     /// When there is no such set, the kernel does not answer, or it says each time that the tables changed meanwhile.
     pub fn elements(&mut self, table: Table, set: &'static str) -> Result<Vec<DumpedElement>, ConnectionError> {
-        const TABLE: u16 = 1;
-        const SET: u16 = 2;
-        const ELEMENTS: u16 = 3;
-        let request = |out: &mut Vec<u8>| {
-            put_text(out, TABLE, table.name);
-            put_text(out, SET, set);
-        };
         let mut last = None;
         for _ in 0..WALKS {
             let walked = self.uninterrupted(|connection| {
                 let mut found = Vec::new();
-                connection.ask(GET_ELEMENTS, DUMP, table, request, |attributes| {
-                    let list = attributes.nested(ELEMENTS).into_iter().flatten();
-                    found.extend(list.map(|(_, element)| read_element(&Attributes(element))));
-                })?;
+                connection.dump_elements(table, set, |element| found.push(element))?;
                 Ok(found)
             });
             let mut found = match walked {
@@ -117,6 +109,61 @@ impl Connection {
             last = Some(found);
         }
         last.ok_or(ConnectionError::Interrupted)
+    }
+
+    /// Hands out the elements of a set or map and keeps none, since there may be many: in no order, some perhaps twice.
+    /// Walks as often as [`Self::elements`], and makes do with less where packets or transactions are always in between.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such set, or the kernel does not answer.
+    pub fn walk(
+        &mut self,
+        table: Table,
+        set: &'static str,
+        mut take: impl FnMut(DumpedElement),
+    ) -> Result<(), ConnectionError> {
+        let mut seen: Vec<u64> = Vec::new();
+        for _ in 0..WALKS {
+            seen.clear();
+            let walked = self.dump_elements(table, set, |element| {
+                let mut hasher = DefaultHasher::new();
+                element.key.hash(&mut hasher);
+                seen.push(hasher.finish());
+                take(element);
+            });
+            match walked {
+                Ok(()) => {}
+                Err(ConnectionError::Interrupted) => continue,
+                Err(error) => return Err(error),
+            }
+            let count = seen.len();
+            seen.sort_unstable();
+            seen.dedup();
+            if seen.len() == count {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn dump_elements(
+        &mut self,
+        table: Table,
+        set: &'static str,
+        mut take: impl FnMut(DumpedElement),
+    ) -> Result<(), ConnectionError> {
+        const TABLE: u16 = 1;
+        const SET: u16 = 2;
+        const ELEMENTS: u16 = 3;
+        let request = |out: &mut Vec<u8>| {
+            put_text(out, TABLE, table.name);
+            put_text(out, SET, set);
+        };
+        self.ask(GET_ELEMENTS, DUMP, table, request, |attributes| {
+            let list = attributes.nested(ELEMENTS).into_iter().flatten();
+            list.for_each(|(_, element)| take(read_element(&Attributes(element))));
+        })
     }
 
     /// The number of the last transaction that anybody made in this network namespace.

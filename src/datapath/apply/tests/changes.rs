@@ -40,9 +40,9 @@ fn every_kind_of_change_is_taken_without_a_rebuild() {
         step(&|entry| {
             entry.frontends.insert(Frontend::Address("192.0.2.1:80".parse().unwrap()), EXTERNAL);
         });
-        step(&|entry| entry.frontends.clear());
+        step(&|entry| entry.frontends = Default::default());
         step(&|entry| entry.frontends = entries()[&web].frontends.clone());
-        step(&|entry| entry.local_addresses.clear());
+        step(&|entry| entry.local_addresses = Default::default());
     });
 }
 

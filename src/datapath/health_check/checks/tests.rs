@@ -4,10 +4,11 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::*;
+use crate::model::service::Service;
 
-fn service(spec: &str) -> Service {
+fn service(spec: &str) -> ForwardedService {
     let yaml = format!("metadata: {{namespace: ns, name: svc}}\nspec: {{{spec}}}");
-    Service::try_from(&serde_saphyr::from_str::<core::Service>(&yaml).unwrap()).unwrap()
+    Service::try_from(&serde_saphyr::from_str::<core::Service>(&yaml).unwrap()).unwrap().into()
 }
 
 fn slice(family: &str, endpoints: &str) -> EndpointSlice {
@@ -19,7 +20,7 @@ fn slice(family: &str, endpoints: &str) -> EndpointSlice {
     EndpointSlice::try_from(&serde_saphyr::from_str::<discovery::EndpointSlice>(&yaml).unwrap()).unwrap()
 }
 
-fn check(service: &Service, slices: &[EndpointSlice]) -> Option<Check> {
+fn check(service: &ForwardedService, slices: &[EndpointSlice]) -> Option<Check> {
     check_of(service, slices.iter(), &NodeName::new("here"))
 }
 

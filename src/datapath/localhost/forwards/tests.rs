@@ -1,9 +1,9 @@
 //! Tests of who is forwarded on localhost, and whereto.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
 use super::*;
+use crate::model::flat::{FlatMap, FlatSet};
 use crate::names::{PortName, ServiceKey, ServicePortKey};
 
 fn key(protocol: Protocol, family: Family) -> EntryKey {
@@ -19,7 +19,7 @@ fn entry(policy: TrafficPolicy, cluster: Target, local: Target) -> ForwardingEnt
     let node_port = Frontend::NodePort(NonZeroU16::new(30080).unwrap());
     let cluster_ip = Frontend::Address("172.30.0.1:80".parse().unwrap());
     ForwardingEntry {
-        frontends: BTreeMap::from([
+        frontends: FlatMap::from([
             (cluster_ip, Treatment::Internal(TrafficPolicy::Cluster)),
             (node_port, Treatment::External { policy, is_filtered: false }),
         ]),
@@ -27,7 +27,7 @@ fn entry(policy: TrafficPolicy, cluster: Target, local: Target) -> ForwardingEnt
         local,
         affinity: None,
         source_ranges: Vec::new(),
-        local_addresses: BTreeSet::new(),
+        local_addresses: FlatSet::new(),
     }
 }
 

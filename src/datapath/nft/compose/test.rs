@@ -1,7 +1,5 @@
 //! Entries to test with, and what they come to.
 
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::model::Protocol;
 use crate::names::{PortName, ServiceKey, ServicePortKey};
@@ -29,7 +27,7 @@ pub(crate) fn target(text: &str) -> Target {
 
 /// An entry with these frontends and endpoints of policy `Cluster`.
 pub(crate) fn entry(frontends: &[(&str, Treatment)], cluster: &str) -> ForwardingEntry {
-    let frontends: BTreeMap<Frontend, Treatment> = frontends
+    let frontends = frontends
         .iter()
         .map(|(text, treatment)| {
             let frontend = text.parse().map_or_else(|_| Frontend::NodePort(text.parse().unwrap()), Frontend::Address);
@@ -42,7 +40,7 @@ pub(crate) fn entry(frontends: &[(&str, Treatment)], cluster: &str) -> Forwardin
         local: Target::Reject,
         affinity: None,
         source_ranges: Vec::new(),
-        local_addresses: BTreeSet::new(),
+        local_addresses: FlatSet::new(),
     }
 }
 

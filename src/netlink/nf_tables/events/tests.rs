@@ -23,7 +23,7 @@ fn with_listener(test: impl AsyncFnOnce(Connection, Listener) + Send) {
             batch.add_rule(TABLE, "frontend", &[Expression::Verdict(Verdict::Drop)]);
             batch.add_set(TABLE, &Set::map("services", vec![Field::Priority], vec![Field::Priority]));
             connection.commit(&batch).unwrap();
-            let listener = Listener::open(TABLE.name, connection.port()).unwrap();
+            let listener = Listener::open(TABLE.name, &[connection.port()]).unwrap();
             test(connection, listener).await;
         });
     });

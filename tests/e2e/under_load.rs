@@ -306,6 +306,21 @@ fn an_api_server_that_is_away_loses_no_connection() {
     ask_all(&mut established, "with the API server back");
     load.stop().expect_no_failure("API server away");
     eprintln!("API server away: {} connections that stayed open went on", established.len());
+    wait_until_endpoints_follow(lab, &scene.service);
+}
+
+/// Kubernetes' own controllers end with their API server and come back later: whoever tests next needs endpoints.
+fn wait_until_endpoints_follow(lab: &Lab, service: &TestService) {
+    service.patch(r#"{"spec":{"selector":{"app":"nobody"}}}"#);
+    let selector = format!("labelSelector=kubernetes.io%2Fservice-name%3D{}", service.name);
+    let path = format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices?{selector}");
+    wait("endpoints to follow their Service again", ROLLOUT, || {
+        let list = lab.get_raw(&path)?;
+        let slices = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let is_empty = slices.iter().all(|slice| slice["endpoints"].as_array().is_none_or(Vec::is_empty));
+        Ok(is_empty.then_some(()))
+    })
+    .unwrap();
 }
 
 /// How often the rules are taken away in each way.

@@ -71,7 +71,7 @@ pub(crate) fn lab() -> (&'static Lab, MutexGuard<'static, ()>) {
 /// A Service of the test servers that goes with the value.
 pub(crate) struct TestService {
     lab: &'static Lab,
-    name: &'static str,
+    pub(crate) name: &'static str,
 }
 
 impl Drop for TestService {

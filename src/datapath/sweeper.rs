@@ -7,17 +7,14 @@
 //! Where the table is large and the frontends are few, the kernel is asked for their flows alone, else for all of a
 //! protocol. Entries are deleted while the others are read, by a second socket, so that memory does not grow with the table.
 
+mod metrics;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family as Labelled;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
-
+pub use self::metrics::Metrics;
 use super::conntrack::{Fate, Flow, Here, View};
 use super::desired::FrontendKey;
 use super::entry::Frontend;
@@ -298,57 +295,6 @@ fn filters_of(view: &View, entries: usize) -> Vec<Filter> {
     view.fates.keys().map(one).collect()
 }
 
-/// Counts what is deleted.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    duration: Labelled<Labels, Histogram, fn() -> Histogram>,
-    deleted: Labelled<Labels, Counter>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    ip_family: &'static str,
-}
-
-impl Labels {
-    const fn of(family: Family) -> Self {
-        Self {
-            ip_family: match family {
-                Family::V4 => "IPv4",
-                Family::V6 => "IPv6",
-            },
-        }
-    }
-}
-
-impl Metrics {
-    /// Registers them by the names that dashboards know, in a registry whose prefix is `kubeproxy`.
-    pub fn register(registry: &mut Registry) -> Self {
-        // 1 ms to 16 s, as kube-proxy has them.
-        let metrics = Self {
-            duration: Labelled::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
-            deleted: Labelled::default(),
-        };
-        registry.register_with_unit(
-            "conntrack_reconciler_sync_duration",
-            "Time of one look at the tracked connections, with the deletion of those that are stale",
-            Unit::Seconds,
-            metrics.duration.clone(),
-        );
-        registry.register(
-            "conntrack_reconciler_deleted_entries",
-            "Tracked connections that were deleted because they went nowhere useful any more",
-            metrics.deleted.clone(),
-        );
-        metrics
-    }
-
-    fn looked(&self, family: Family, deleted: usize, took: Duration) {
-        self.duration.get_or_create(&Labels::of(family)).observe(took.as_secs_f64());
-        self.deleted.get_or_create(&Labels::of(family)).inc_by(u64::try_from(deleted).unwrap_or(u64::MAX));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU16;
@@ -388,15 +334,5 @@ mod tests {
             let order: Vec<Protocol> = filters(&view, entries).iter().map(|filter| filter.protocol).collect();
             assert_eq!(order, [Protocol::Udp, Protocol::Udp, Protocol::Tcp, Protocol::Tcp]);
         }
-    }
-
-    #[test]
-    fn metrics_have_the_names_that_dashboards_know() {
-        let mut registry = Registry::with_prefix("kubeproxy");
-        Metrics::register(&mut registry).looked(Family::V6, 3, Duration::from_millis(2));
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        assert!(text.contains("kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 3"), "{text}");
-        assert!(text.contains("kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv6\"} 1"));
     }
 }

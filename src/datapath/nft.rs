@@ -1,25 +1,26 @@
 //! The nf_tables backend: entries as elements of a constant set of maps, in one table per family.
 //!
 //! ```text
-//!              filter prerouting, output (-110)                     nat prerouting, output (-100)
+//!              nat prerouting, output (-100)                       nat postrouting (100)
 //!  first   ┌──────────────────────────────────────┐             ┌──────────────────────────────────┐
-//!  packet  │ frontends │ nodeports → kind . id    │   class.id  │ slot_chains → slotsN             │
-//! ───────▶ │ source_ranges, inside: drop, turn    │ ──────────▶ │ endpoints[id . random N] → dnat  │
-//!          │ services → class . id: drop, reject  │             └──────────────────────────────────┘
-//!          └──────────────────────────────────────┘                nat postrouting (100)
-//!                                                               ┌──────────────────────────────────┐
-//!                                                               │ what was dialled → kind:         │
-//!                                                               │ masquerade or not                │
-//!                                                               └──────────────────────────────────┘
+//!  packet  │ frontends │ nodeports → kind . id    │             │ a pod that dialled a cluster IP: │
+//! ───────▶ │ source_ranges, inside: drop, turn    │ ──────────▶ │ leave it; else                   │
+//!          │ services → class . id: drop, reject  │             │ what was dialled → kind:         │
+//!          │ slot_chains → slotsN                 │             │ masquerade or not                │
+//!          │ endpoints[id . random N] → dnat      │             └──────────────────────────────────┘
+//!          └──────────────────────────────────────┘
 //! ```
 //!
 //! Where clients keep their endpoint, `stickyN_T` stands for `slotsN` and asks the map `affinity` first; what was chosen is
 //! put there behind the translation (filter prerouting and output, -99), known by the memory beside the id in the priority.
 //!
+//! Hooks of type nat are called for the first packet of a connection alone: all others pay for the two filter chains that
+//! remember, one comparison each. Whatever is rejected or dropped here never becomes a connection, so the next try comes here too.
+//!
 //! What one lookup finds goes to the next in the packet's `meta priority`, which is nobody's to read in between. It is set
-//! back to 0 for packets to no frontend, and behind postrouting for all that leave the node or go over its loopback. A
-//! packet that is delivered here, to an endpoint in the node's own network, arrives with the number of its id. The
-//! packet's mark and the connection's are left alone.
+//! back to 0 in nat postrouting, for all that leave the node or go over its loopback. A packet that is delivered here, to
+//! an endpoint in the node's own network, arrives with the number of its id. The packet's mark and the connection's are
+//! left alone.
 //!
 //! Maps that grow with the cluster hold numbers, never verdicts: the kernel visits every verdict element again at each
 //! commit. So a change costs what it changes, however many Services there are.

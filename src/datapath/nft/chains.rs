@@ -54,25 +54,19 @@ pub fn chains(family: Family, options: Options) -> Vec<ChainRules> {
         plain("guard", rules.guard()),
         plain("turn_inside", RulesOf::turn_inside()),
         plain("short_circuit", rules.short_circuit()),
-        plain("guarded_short_circuit", RulesOf::guarded_short_circuit()),
+        plain("from_outside", RulesOf::from_outside()),
         plain("frontend", RulesOf::frontend(options)),
         plain("unlisted", rules.unlisted()),
         plain("unlisted_served", rules.unlisted_served()),
         plain("nodeport", rules.node_port()),
-        plain("classify", rules.classify()),
-        plain("masquerade_internal", rules.masquerade_internal()),
-        plain("masquerade_external", RulesOf::masquerade_external()),
         plain("masquerade_local", RulesOf::masquerade_local()),
         plain("translated", rules.translated()),
         plain("masquerading", rules.masquerading()),
-        base("filter_prerouting", "filter", PREROUTING, -110, RulesOf::new_connections()),
-        base("filter_output", "filter", OUTPUT, -110, RulesOf::new_connections()),
-        base("nat_prerouting", "nat", PREROUTING, -100, rules.dispatch()),
-        base("nat_output", "nat", OUTPUT, -100, rules.dispatch()),
+        base("nat_prerouting", "nat", PREROUTING, -100, rules.dialled()),
+        base("nat_output", "nat", OUTPUT, -100, rules.dialled()),
         base("learn_prerouting", "filter", PREROUTING, -99, RulesOf::learn()),
         base("learn_output", "filter", OUTPUT, -99, RulesOf::learn()),
-        base("nat_postrouting", "nat", POSTROUTING, 100, RulesOf::translated_connections()),
-        base("filter_postrouting", "filter", POSTROUTING, 110, RulesOf::clear_priority()),
+        base("nat_postrouting", "nat", POSTROUTING, 100, RulesOf::on_the_way_out()),
     ];
     if options.drop_invalid {
         chains.push(base("filter_forward", "filter", FORWARD, -110, rules.invalid_packets()));
@@ -85,9 +79,10 @@ pub fn chain_of(family: Family, purpose: Purpose) -> ChainRules {
     let rules = RulesOf { family };
     let rules = match purpose {
         Purpose::Learn(memory) => rules.remember(memory.recall),
-        Purpose::Slots { slots, memory: None } => vec![keep_of_priority(ID_MASK), rules.pick_slot(slots)],
+        Purpose::Slots { slots, memory: None } => vec![rules.pick_slot(slots, &masked_priority(ID_MASK))],
         Purpose::Slots { slots, memory: Some(memory) } => {
-            vec![RulesOf::ask_for(memory.class), rules.take_remembered(memory.recall), rules.pick_slot(slots)]
+            let key = [Expression::Meta(MetaKey::Priority, R0)];
+            vec![RulesOf::ask_for(memory.class), rules.take_remembered(memory.recall), rules.pick_slot(slots, &key)]
         }
     };
     ChainRules { chain: Chain { name: purpose.chain_name(), hook: None }, rules }
@@ -124,6 +119,21 @@ fn goto(chain: &'static str) -> Verdict {
 /// `meta priority set meta priority & MASK`
 fn keep_of_priority(mask: u32) -> Vec<Expression> {
     vec![Expression::Meta(MetaKey::Priority, R0), Expression::And(R0, mask), Expression::SetMeta(MetaKey::Priority, R0)]
+}
+
+/// `meta priority set none`
+const fn clear_priority() -> [Expression; 2] {
+    [Expression::Number(R0, 0), Expression::SetMeta(MetaKey::Priority, R0)]
+}
+
+/// `meta priority & MASK != none`
+fn priority_has(mask: u32) -> Vec<Expression> {
+    [&masked_priority(mask)[..], &[Expression::Compare(R0, Compared::NotEqual, 0)]].concat()
+}
+
+/// `meta priority & MASK == NUMBER`
+fn priority_is(mask: u32, number: u32) -> Vec<Expression> {
+    [&masked_priority(mask)[..], &[Expression::Compare(R0, Compared::Equal, number)]].concat()
 }
 
 /// `meta priority & MASK`

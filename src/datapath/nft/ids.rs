@@ -30,8 +30,8 @@ use crate::model::service::TrafficPolicy;
 pub const MARKER: u32 = 0xc000_0000;
 /// The marker and the id.
 pub const ID_MASK: u32 = 0xc00f_ffff;
-/// The marker and the kind.
-pub const KIND_MASK: u32 = 0xff00_0000;
+/// The kind.
+pub const KIND_MASK: u32 = 0x3f00_0000;
 /// The marker and the class.
 pub const CLASS_MASK: u32 = 0xfff0_0000;
 /// The bits that all classes of memories have set and no other class has.
@@ -95,6 +95,15 @@ impl Kind {
     const LOCAL_BIT: u32 = 2;
     const FILTERED_BIT: u32 = 4;
 
+    /// In the numbers of all kinds that get the endpoints of this node.
+    pub const LOCAL_MASK: u32 = Self::LOCAL_BIT << KIND_SHIFT;
+    /// In the numbers of all kinds that are for certain sources.
+    pub const FILTERED_MASK: u32 = Self::FILTERED_BIT << KIND_SHIFT;
+    /// Only this of [`Self::SIDE_MASK`] have all kinds that get all endpoints from outside.
+    pub const OUTSIDE: u32 = Self::EXTERNAL_BIT << KIND_SHIFT;
+    /// From where a kind comes, and to whom.
+    pub const SIDE_MASK: u32 = (Self::EXTERNAL_BIT | Self::LOCAL_BIT) << KIND_SHIFT;
+
     /// A cluster IP, in either policy.
     pub const INTERNAL: Self = Self(0);
     /// From outside, to all endpoints.
@@ -106,8 +115,7 @@ impl Kind {
     /// As [`Self::EXTERNAL_LOCAL`], for certain sources.
     pub const FILTERED_LOCAL: Self = Self(Self::EXTERNAL_BIT | Self::LOCAL_BIT | Self::FILTERED_BIT);
 
-    /// As `meta priority` without an id.
-    pub const fn priority(self) -> u32 {
+    const fn priority(self) -> u32 {
         MARKER | self.0 << KIND_SHIFT
     }
 
@@ -144,7 +152,7 @@ impl FrontendValue {
 
     /// Whether it is that of a cluster IP.
     pub const fn is_internal(self) -> bool {
-        self.0 & KIND_MASK == Kind::INTERNAL.priority()
+        self.0 & KIND_MASK == 0
     }
 
     /// As read from the kernel.
@@ -171,6 +179,10 @@ impl Class {
     pub(super) const FIRST_OF_SLOTS: u32 = 3;
     pub(super) const LAST_OF_SLOTS: Self = Self(Self::FIRST_MEMORY - 1);
     pub(super) const FIRST_MEMORY: u32 = 3 << 8;
+    /// How many there can be.
+    pub const COUNT: u32 = LAST_CLASS + 1;
+    /// How many of them can be memories.
+    pub const MEMORIES: u32 = Self::COUNT - Self::FIRST_MEMORY;
 
     /// The one after the last, or else the first.
     pub(super) fn next(last: Option<Self>, first: u32) -> Option<Self> {
@@ -378,7 +390,7 @@ mod tests {
         let treatment = Treatment::External { policy: TrafficPolicy::Local, is_filtered: true };
         let value = FrontendValue::new(treatment, id);
         assert_eq!(value.id(), id);
-        assert_eq!(value.priority() & KIND_MASK, Kind::FILTERED_LOCAL.priority());
+        assert_eq!(value.priority() & !ID_MASK, Kind::FILTERED_LOCAL.priority() & !ID_MASK);
         assert_eq!(value.priority() & ID_MASK, id.priority());
         let service = Class(LAST_CLASS).priority() | id.priority();
         assert_eq!(service & CLASS_MASK, Class(LAST_CLASS).priority());

@@ -1,5 +1,6 @@
 //! The table, and the sets and maps in it: the same whatever is programmed.
 
+use super::ids::Class;
 use crate::model::Family;
 use crate::netlink::nf_tables::{Field, Set, SetKind, Table};
 
@@ -79,12 +80,12 @@ pub fn sets(family: Family) -> Vec<Set> {
         Set::learned(AFFINITY, AFFINITY_SIZE, vec![Field::Priority, source], remembered(family)),
         // map twins { typeof meta priority . ip daddr . th dport : meta priority }
         Set::map(TWINS, vec![Field::Priority, destination, Field::Port], vec![Field::Priority]),
-        // map learners { typeof meta priority : verdict }
-        Set::verdict_map(LEARNERS, vec![Field::Priority]),
+        // map learners { typeof meta priority : verdict; size 256 }
+        Set::verdict_map(LEARNERS, Class::MEMORIES, vec![Field::Priority]),
         // map services { typeof meta priority : meta priority }
         Set::map(SERVICES, vec![Field::Priority], vec![Field::Priority]),
-        // map slot_chains { typeof meta priority : verdict }
-        Set::verdict_map(SLOT_CHAINS, vec![Field::Priority]),
+        // map slot_chains { typeof meta priority : verdict; size 1024 }
+        Set::verdict_map(SLOT_CHAINS, Class::COUNT, vec![Field::Priority]),
         // map inside { typeof meta priority : meta priority }
         Set::map(INSIDE, vec![Field::Priority], vec![Field::Priority]),
         // set source_ranges { typeof meta priority . ip saddr; flags interval }

@@ -41,6 +41,8 @@ pub enum Data {
 pub enum SetKind {
     /// By equality.
     Exact,
+    /// By equality, and never more than this many: the kernel finds them faster.
+    Bounded(u32),
     /// In ranges.
     Interval,
     /// By equality, and each goes by itself this many seconds after it came.
@@ -134,9 +136,9 @@ impl Set {
         Self { name, kind: SetKind::Exact, key, data: Some(Data::Fields(data)) }
     }
 
-    /// A map from exact keys to verdicts.
-    pub fn verdict_map(name: &'static str, key: Vec<Field>) -> Self {
-        Self { name, kind: SetKind::Exact, key, data: Some(Data::Verdict) }
+    /// A map from exact keys to verdicts, of which there are at most `size`.
+    pub fn verdict_map(name: &'static str, size: u32, key: Vec<Field>) -> Self {
+        Self { name, kind: SetKind::Bounded(size), key, data: Some(Data::Verdict) }
     }
 
     /// A map that packets fill.
@@ -184,7 +186,7 @@ impl Set {
             put_nested(out, DESCRIPTION, |out| encode_field_lengths(out, &self.key));
         } else if let SetKind::Inline = self.kind {
             put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
-        } else if let SetKind::Learned(size) = self.kind {
+        } else if let SetKind::Learned(size) | SetKind::Bounded(size) = self.kind {
             put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
         }
         if let SetKind::Passing { seconds } = self.kind {
@@ -207,7 +209,7 @@ impl Set {
         const TIMEOUT_DYNAMIC: u32 = 0x10 | 0x20;
         const CONCATENATED: u32 = 0x80;
         let mut flags = match self.kind {
-            SetKind::Exact => 0,
+            SetKind::Exact | SetKind::Bounded(_) => 0,
             SetKind::Interval => INTERVAL,
             SetKind::Passing { .. } => TIMEOUT,
             SetKind::Inline => ANONYMOUS_CONSTANT,
@@ -369,7 +371,7 @@ mod tests {
     /// `map dispatch { typeof meta priority : verdict; }`
     #[test]
     fn a_verdict_map_is_described_as_nft_describes_it() {
-        let set = Set::verdict_map("dispatch", vec![Field::Priority]);
+        let set = Set::verdict_map("dispatch", 8, vec![Field::Priority]);
         assert_eq!(
             userdata(&set),
             "000401000000010400000000030e0004090000000106000402000000040800040100000001".to_owned() + "00"

@@ -36,7 +36,7 @@ fn a_resync_restores_what_others_took_away_and_else_changes_nothing() {
             &["flush", "table", "ip", "steelyard"],
             &["flush", "chain", "ip6", "steelyard", "sticky2_60_8080"],
             &["add", "rule", "ip", "steelyard", "sticky3_10800", "drop"],
-            &["insert", "rule", "ip", "steelyard", "classify", "accept"],
+            &["insert", "rule", "ip", "steelyard", "frontend", "accept"],
             &["replace", "rule", "ip", "steelyard", "unlisted", "handle", "UNLISTED", "accept"],
             &["add", "chain", "ip", "steelyard", "nat_output", "{ policy drop; }"],
             &["add", "chain", "ip", "steelyard", "more", "{ type filter hook input priority 0; }"],

@@ -65,20 +65,17 @@ impl RulesOf {
 
     /// Stores what was chosen, or the same again for another while.
     pub(super) fn remember(&self, recall: Recall) -> Rules {
-        // meta l4proto { tcp, udp, sctp } update @affinity { meta priority . ip saddr timeout 3h : ip daddr . th dport }
-        // meta l4proto { tcp, udp, sctp } th dport 8080 update @affinity { … : ip6 daddr }
-        let mut update = vec![Expression::Meta(MetaKey::Protocol, R0), Expression::ProtocolIn(R0, &PROTOCOLS)];
+        // update @affinity { meta priority . ip saddr timeout 3h : ip daddr . th dport }
+        // th dport 8080 update @affinity { … : ip6 daddr }
+        let mut update = Vec::new();
         if let Some(port) = recall.port {
             update.extend([destination_port(R0), Expression::IsPort(R0, port)]);
         }
         update.extend(self.update(recall));
         // The other policy of the Service port remembers it too, if it may use this endpoint. Where it remembers another
         // that one stays.
-        // meta l4proto { tcp, udp, sctp } meta priority set meta priority . ip daddr . th dport map @twins
-        //     update @affinity { … }
+        // meta priority set meta priority . ip daddr . th dport map @twins update @affinity { … }
         let mut twin = vec![
-            Expression::Meta(MetaKey::Protocol, R0),
-            Expression::ProtocolIn(R0, &PROTOCOLS),
             Expression::Meta(MetaKey::Priority, R0),
             self.destination(R1),
             destination_port(next(behind_address(self.family))),

@@ -1,25 +1,18 @@
-//! Rules of the filter chains: they classify the first packet of a connection, and drop or reject it.
+//! Rules for what was dialled: they classify the first packet of a connection, and drop or reject it.
 
-use super::super::ids::{CLASS_MASK, Class, ID_MASK, KIND_MASK, Kind, MARKER};
+use super::super::ids::{CLASS_MASK, Class, ID_MASK, KIND_MASK, Kind};
 use super::super::layout;
 use super::super::options::Options;
 use super::{
     PROTOCOLS, R0, R1, Rules, RulesOf, STATE_INVALID, behind_address, destination_port, goto, jump, keep_of_priority,
-    masked_priority, next, priority_from,
+    masked_priority, next, priority_from, priority_has,
 };
 use crate::model::Protocol;
 use crate::netlink::nf_tables::{Compared, Expression, Fib, Header, MetaKey, Verdict};
 
 impl RulesOf {
-    /// Filter: the first packet of a connection, before it is translated.
-    pub(super) fn new_connections() -> Rules {
-        // ct state new jump classify
-        let mut rule = Self::is_new().to_vec();
-        rule.push(Expression::Verdict(jump("classify")));
-        vec![rule]
-    }
-
-    pub(super) fn classify(&self) -> Rules {
+    /// Nat, so that nothing but the first packet of a connection comes here.
+    pub(super) fn dialled(&self) -> Rules {
         let behind = behind_address(self.family);
         vec![
             // meta priority set ip daddr . meta l4proto . th dport map @frontends goto frontend
@@ -73,17 +66,6 @@ impl RulesOf {
                 &[Expression::Verdict(Verdict::Drop)],
             ]
             .concat(),
-            // Not ours, and must not look as if it were.
-            // meta priority & c000:0 == c000:0 meta priority set none
-            [
-                &masked_priority(MARKER)[..],
-                &[
-                    Expression::Compare(R0, Compared::Equal, MARKER),
-                    Expression::Number(R0, 0),
-                    Expression::SetMeta(MetaKey::Priority, R0),
-                ],
-            ]
-            .concat(),
         ]
     }
 
@@ -96,13 +78,15 @@ impl RulesOf {
                 Expression::ProtocolIn(R0, &PROTOCOLS),
                 Expression::RejectPortUnreachable(self.family),
             ],
-            // icmp type echo-request meta l4proto @echo_answers accept
+            // Answered by this node's own stack, in the name of the address that was asked. A redirect would take the
+            // address of the interface that the request came by, and many a pod's has none.
+            // icmp type echo-request dnat ip to meta l4proto map @echo_answers
             [
                 &self.is_echo_request()[..],
                 &[
                     Expression::Meta(MetaKey::Protocol, R0),
-                    Expression::Contained(R0, layout::ECHO),
-                    Expression::Verdict(Verdict::Accept),
+                    Expression::Map(R0, layout::ECHO),
+                    Expression::DnatAddress { family: self.family, address: R0 },
                 ],
             ]
             .concat(),
@@ -134,32 +118,20 @@ impl RulesOf {
         ]
     }
 
-    /// With kind and id in the priority; leaves class and id there.
+    /// With kind and id in the priority. That of a cluster IP is an id and nothing else.
     pub(super) fn frontend(options: Options) -> Rules {
         let mut rules = vec![
-            // meta priority & ff00:0 vmap { c300:0 : jump short_circuit, c500:0 : jump guard,
-            //                               c700:0 : jump guarded_short_circuit }
-            [
-                &masked_priority(KIND_MASK)[..],
-                &[Expression::PriorityVerdict(
-                    R0,
-                    vec![
-                        (Kind::EXTERNAL_LOCAL.priority(), jump("short_circuit")),
-                        (Kind::FILTERED.priority(), jump("guard")),
-                        (Kind::FILTERED_LOCAL.priority(), jump("guarded_short_circuit")),
-                    ],
-                )],
-            ]
-            .concat(),
+            // meta priority & 3f00:0 != none jump from_outside
+            [&priority_has(KIND_MASK)[..], &[Expression::Verdict(jump("from_outside"))]].concat(),
         ];
         if options.reset_mid_stream {
             rules.push(Self::mid_stream());
         }
         rules.extend([
-            // meta priority set meta priority & c00f:ffff
-            keep_of_priority(ID_MASK),
             // meta priority set meta priority map @services
             [&[Expression::Meta(MetaKey::Priority, R0)][..], &priority_from(layout::SERVICES)].concat(),
+            // meta priority & fff0:0 vmap @slot_chains
+            [&masked_priority(CLASS_MASK)[..], &[Expression::VerdictMap(R0, layout::SLOT_CHAINS)]].concat(),
             // meta priority & fff0:0 vmap { c010:0 : goto no_endpoint, c020:0 : drop }
             [
                 &masked_priority(CLASS_MASK)[..],
@@ -171,6 +143,18 @@ impl RulesOf {
             .concat(),
         ]);
         rules
+    }
+
+    /// Leaves the id alone in the priority.
+    pub(super) fn from_outside() -> Rules {
+        vec![
+            // meta priority & 400:0 != none jump guard
+            [&priority_has(Kind::FILTERED_MASK)[..], &[Expression::Verdict(jump("guard"))]].concat(),
+            // meta priority & 200:0 != none jump short_circuit
+            [&priority_has(Kind::LOCAL_MASK)[..], &[Expression::Verdict(jump("short_circuit"))]].concat(),
+            // meta priority set meta priority & c00f:ffff
+            keep_of_priority(ID_MASK),
+        ]
     }
 
     /// Only packets without a connection come here, never those that merely are out of a window. One that begins no
@@ -226,15 +210,6 @@ impl RulesOf {
                 Expression::NotContained(R0, layout::SOURCE_RANGES),
                 Expression::Verdict(Verdict::Drop),
             ],
-        ]
-    }
-
-    pub(super) fn guarded_short_circuit() -> Rules {
-        vec![
-            // jump guard
-            vec![Expression::Verdict(jump("guard"))],
-            // goto short_circuit
-            vec![Expression::Verdict(goto("short_circuit"))],
         ]
     }
 

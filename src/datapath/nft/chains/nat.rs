@@ -1,56 +1,42 @@
 //! Rules that translate what was classified, and decide on the way out whether the source is translated too.
 
-use super::super::ids::{CLASS_MASK, KIND_MASK, Kind, MARKER};
+use super::super::ids::{Kind, MARKER};
 use super::super::layout;
 use super::{
-    PROTOCOLS, R0, R1, Rules, RulesOf, STATUS_DNAT, behind_address, goto, jump, masked_priority, next, priority_from,
+    PROTOCOLS, R0, R1, Rules, RulesOf, STATUS_DNAT, behind_address, clear_priority, goto, next, priority_from,
+    priority_has, priority_is,
 };
-use crate::netlink::nf_tables::{Compared, ConntrackKey, Expression, Fib, MetaKey};
+use crate::netlink::nf_tables::{Compared, ConntrackKey, Expression, Fib, MetaKey, Verdict};
 
 impl RulesOf {
-    /// Nat: translates what was classified.
-    pub(super) fn dispatch(&self) -> Rules {
-        vec![
-            // meta priority & fff0:0 vmap @slot_chains
-            [&masked_priority(CLASS_MASK)[..], &[Expression::VerdictMap(R0, layout::SLOT_CHAINS)]].concat(),
-            // Answered by this node's own stack, in the name of the address that was asked. A redirect would take the
-            // address of the interface that the request came by, and many a pod's has none.
-            // icmp type echo-request ip daddr @served fib daddr type != local dnat ip to meta l4proto map @echo_answers
-            [
-                &self.is_echo_request()[..],
-                &self.is_served(),
-                &[
-                    Expression::Meta(MetaKey::Protocol, R0),
-                    Expression::Map(R0, layout::ECHO),
-                    Expression::DnatAddress { family: self.family, address: R0 },
-                ],
-            ]
-            .concat(),
-        ]
-    }
-
-    /// With the number in the priority of which the endpoints are.
-    pub(super) fn pick_slot(&self, slots: u32) -> Vec<Expression> {
-        // meta l4proto { tcp, udp, sctp } dnat ip to meta priority . numgen random mod 3 map @endpoints
+    /// With the number that the endpoints have in `key`.
+    pub(super) fn pick_slot(&self, slots: u32, key: &[Expression]) -> Vec<Expression> {
+        // meta l4proto { tcp, udp, sctp } dnat ip to meta priority & c00f:ffff . numgen random mod 3 map @endpoints
         let family = self.family;
-        vec![
-            Expression::Meta(MetaKey::Protocol, R0),
-            Expression::ProtocolIn(R0, &PROTOCOLS),
-            Expression::Meta(MetaKey::Priority, R0),
-            Expression::Random(R1, slots),
-            Expression::Map(R0, layout::ENDPOINTS),
-            Expression::Dnat { family, address: R0, port: behind_address(family) },
+        [
+            &[Expression::Meta(MetaKey::Protocol, R0), Expression::ProtocolIn(R0, &PROTOCOLS)],
+            key,
+            &[
+                Expression::Random(R1, slots),
+                Expression::Map(R0, layout::ENDPOINTS),
+                Expression::Dnat { family, address: R0, port: behind_address(family) },
+            ],
         ]
+        .concat()
     }
 
-    pub(super) fn translated_connections() -> Rules {
+    /// Only the first packet of a connection comes here, as only that has a number of ours.
+    pub(super) fn on_the_way_out() -> Rules {
         vec![
-            // ct status dnat jump masquerading
+            // Locally sent packets keep their priority, and those of IPv6 forwarded ones; queueing disciplines read it.
+            // meta priority & c000:0 == c000:0 meta priority set none
+            [&priority_is(MARKER, MARKER)[..], &clear_priority()].concat(),
+            // ct status dnat goto masquerading
             vec![
                 Expression::Conntrack(ConntrackKey::Status, R0),
                 Expression::And(R0, STATUS_DNAT),
                 Expression::Compare(R0, Compared::NotEqual, 0),
-                Expression::Verdict(jump("masquerading")),
+                Expression::Verdict(goto("masquerading")),
             ],
         ]
     }
@@ -69,6 +55,18 @@ impl RulesOf {
         let on_node_port =
             |addresses| [&has_ports[..], &[dialled.clone(), Expression::Contained(R0, addresses)], &node_port].concat();
         vec![
+            // Most connections are of these, and two small lookups tell them.
+            // ip saddr @unmasqueraded ct original ip daddr @cluster_ips ip saddr . ip daddr != @hairpin accept
+            vec![
+                self.source(R0),
+                Expression::Contained(R0, layout::UNMASQUERADED),
+                dialled.clone(),
+                Expression::Contained(R0, layout::CLUSTER_IPS),
+                self.source(R0),
+                self.destination(behind),
+                Expression::NotContained(R0, layout::HAIRPIN),
+                Expression::Verdict(Verdict::Accept),
+            ],
             // meta l4proto { tcp, udp, sctp } meta priority set
             //     ct original ip daddr . meta l4proto . ct original proto-dst map @frontends goto translated
             [
@@ -90,36 +88,22 @@ impl RulesOf {
         ]
     }
 
+    /// With kind and id in the priority, as before.
     pub(super) fn translated(&self) -> Rules {
         vec![
+            // meta priority & 300:0 == 100:0 meta priority set none masquerade fully-random
+            masquerading(&priority_is(Kind::SIDE_MASK, Kind::OUTSIDE)),
             // An endpoint that was led to itself would drop the packet, or answer itself past us.
-            // ip saddr . ip daddr @hairpin masquerade fully-random
-            vec![
+            // ip saddr . ip daddr @hairpin meta priority set none masquerade fully-random
+            masquerading(&[
                 self.source(R0),
                 self.destination(behind_address(self.family)),
                 Expression::Contained(R0, layout::HAIRPIN),
-                Expression::MasqueradeFullyRandom,
-            ],
-            // meta priority & ff00:0 vmap { c000:0 : goto masquerade_internal, … }
-            [
-                &masked_priority(KIND_MASK)[..],
-                &[Expression::PriorityVerdict(
-                    R0,
-                    vec![
-                        (Kind::INTERNAL.priority(), goto("masquerade_internal")),
-                        (Kind::EXTERNAL.priority(), goto("masquerade_external")),
-                        (Kind::EXTERNAL_LOCAL.priority(), goto("masquerade_local")),
-                        (Kind::FILTERED.priority(), goto("masquerade_external")),
-                        (Kind::FILTERED_LOCAL.priority(), goto("masquerade_local")),
-                    ],
-                )],
-            ]
-            .concat(),
-        ]
-    }
-
-    pub(super) fn masquerade_internal(&self) -> Rules {
-        vec![
+            ]),
+            // meta priority & 200:0 != none goto masquerade_local
+            [&priority_has(Kind::LOCAL_MASK)[..], &[Expression::Verdict(goto("masquerade_local"))]].concat(),
+            // meta priority set none
+            clear_priority().to_vec(),
             // ip saddr != @unmasqueraded masquerade fully-random
             vec![
                 self.source(R0),
@@ -129,31 +113,18 @@ impl RulesOf {
         ]
     }
 
-    pub(super) fn masquerade_external() -> Rules {
-        // masquerade fully-random
-        vec![vec![Expression::MasqueradeFullyRandom]]
-    }
-
     /// The endpoint sees the client, save that the node's own packets may have an address that it cannot answer.
     pub(super) fn masquerade_local() -> Rules {
-        // fib saddr type local masquerade fully-random
-        vec![[&Expression::is_local(Fib::Source, R0)[..], &[Expression::MasqueradeFullyRandom]].concat()]
-    }
-
-    /// Behind all others: locally sent packets keep their priority, and queueing disciplines read it.
-    pub(super) fn clear_priority() -> Rules {
-        // ct state new meta priority & c000:0 == c000:0 meta priority set none
         vec![
-            [
-                &Self::is_new()[..],
-                &masked_priority(MARKER),
-                &[
-                    Expression::Compare(R0, Compared::Equal, MARKER),
-                    Expression::Number(R0, 0),
-                    Expression::SetMeta(MetaKey::Priority, R0),
-                ],
-            ]
-            .concat(),
+            // meta priority set none
+            clear_priority().to_vec(),
+            // fib saddr type local masquerade fully-random
+            [&Expression::is_local(Fib::Source, R0)[..], &[Expression::MasqueradeFullyRandom]].concat(),
         ]
     }
+}
+
+/// `… meta priority set none masquerade fully-random`
+fn masquerading(when: &[Expression]) -> Vec<Expression> {
+    [when, &clear_priority(), &[Expression::MasqueradeFullyRandom]].concat()
 }

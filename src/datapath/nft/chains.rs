@@ -54,7 +54,7 @@ pub fn chains(family: Family, options: Options) -> Vec<ChainRules> {
         plain("guard", rules.guard()),
         plain("turn_inside", RulesOf::turn_inside()),
         plain("short_circuit", rules.short_circuit()),
-        plain("from_outside", RulesOf::from_outside()),
+        plain("by_client", RulesOf::by_client()),
         plain("frontend", RulesOf::frontend(options)),
         plain("unlisted", rules.unlisted()),
         plain("unlisted_served", rules.unlisted_served()),

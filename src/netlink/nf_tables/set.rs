@@ -39,10 +39,10 @@ pub enum Data {
 /// How a set finds its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetKind {
-    /// By equality.
+    /// By equality. The kernel lets it grow.
     Exact,
-    /// By equality, and never more than this many: the kernel finds them faster.
-    Bounded(u32),
+    /// By equality, and there are never more than this many.
+    Sized(u32),
     /// In ranges.
     Interval,
     /// By equality, and each goes by itself this many seconds after it came.
@@ -138,7 +138,7 @@ impl Set {
 
     /// A map from exact keys to verdicts, of which there are at most `size`.
     pub fn verdict_map(name: &'static str, size: u32, key: Vec<Field>) -> Self {
-        Self { name, kind: SetKind::Bounded(size), key, data: Some(Data::Verdict) }
+        Self { name, kind: SetKind::Sized(size), key, data: Some(Data::Verdict) }
     }
 
     /// A map that packets fill.
@@ -186,7 +186,7 @@ impl Set {
             put_nested(out, DESCRIPTION, |out| encode_field_lengths(out, &self.key));
         } else if let SetKind::Inline = self.kind {
             put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
-        } else if let SetKind::Learned(size) | SetKind::Bounded(size) = self.kind {
+        } else if let SetKind::Learned(size) | SetKind::Sized(size) = self.kind {
             put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
         }
         if let SetKind::Passing { seconds } = self.kind {
@@ -209,7 +209,7 @@ impl Set {
         const TIMEOUT_DYNAMIC: u32 = 0x10 | 0x20;
         const CONCATENATED: u32 = 0x80;
         let mut flags = match self.kind {
-            SetKind::Exact | SetKind::Bounded(_) => 0,
+            SetKind::Exact | SetKind::Sized(_) => 0,
             SetKind::Interval => INTERVAL,
             SetKind::Passing { .. } => TIMEOUT,
             SetKind::Inline => ANONYMOUS_CONSTANT,

@@ -1,6 +1,6 @@
 //! Rules for what was dialled: they classify the first packet of a connection, and drop or reject it.
 
-use super::super::ids::{CLASS_MASK, Class, ID_MASK, KIND_MASK, Kind};
+use super::super::ids::{CLASS_MASK, Class, ID_MASK, Kind};
 use super::super::layout;
 use super::super::options::Options;
 use super::{
@@ -118,16 +118,19 @@ impl RulesOf {
         ]
     }
 
-    /// With kind and id in the priority. That of a cluster IP is an id and nothing else.
+    /// With kind and id in the priority.
     pub(super) fn frontend(options: Options) -> Rules {
         let mut rules = vec![
-            // meta priority & 3f00:0 != none jump from_outside
-            [&priority_has(KIND_MASK)[..], &[Expression::Verdict(jump("from_outside"))]].concat(),
+            // meta priority & 600:0 != none jump by_client
+            [&priority_has(Kind::FILTERED_MASK | Kind::LOCAL_MASK)[..], &[Expression::Verdict(jump("by_client"))]]
+                .concat(),
         ];
         if options.reset_mid_stream {
             rules.push(Self::mid_stream());
         }
         rules.extend([
+            // meta priority set meta priority & c00f:ffff
+            keep_of_priority(ID_MASK),
             // meta priority set meta priority map @services
             [&[Expression::Meta(MetaKey::Priority, R0)][..], &priority_from(layout::SERVICES)].concat(),
             // meta priority & fff0:0 vmap @slot_chains
@@ -145,15 +148,13 @@ impl RulesOf {
         rules
     }
 
-    /// Leaves the id alone in the priority.
-    pub(super) fn from_outside() -> Rules {
+    /// Frontends that ask who dials.
+    pub(super) fn by_client() -> Rules {
         vec![
             // meta priority & 400:0 != none jump guard
             [&priority_has(Kind::FILTERED_MASK)[..], &[Expression::Verdict(jump("guard"))]].concat(),
             // meta priority & 200:0 != none jump short_circuit
             [&priority_has(Kind::LOCAL_MASK)[..], &[Expression::Verdict(jump("short_circuit"))]].concat(),
-            // meta priority set meta priority & c00f:ffff
-            keep_of_priority(ID_MASK),
         ]
     }
 

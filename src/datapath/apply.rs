@@ -9,15 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use self::forgetter::{Forgetter, take};
-use self::memory::Forgetting;
+use self::forgetter::Forgetter;
 use self::programmed::Programmed;
 use crate::datapath::desired::FrontendKey;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
-use crate::datapath::metrics::Metrics;
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Exhausted;
 use crate::datapath::nft::layout::{TABLE_NAME, table};
@@ -76,8 +75,6 @@ pub struct Report {
     pub deleted: usize,
     /// Elements that came.
     pub added: usize,
-    /// Clients that do not keep their endpoint: it went, or its Service ended session affinity or changed its timeout.
-    pub forgotten: usize,
     /// The whole table was made anew.
     pub is_rebuilt: bool,
     /// Frontends that went, also those that a former process left.
@@ -98,7 +95,7 @@ pub struct Programmer {
     quarantined: BTreeMap<EntryKey, Quarantine>,
     renewals: Renewals,
     programmed: Programmed,
-    forgetting: Forgetting,
+    forgetter: Forgetter,
 }
 
 impl Programmer {
@@ -108,6 +105,16 @@ impl Programmer {
     ///
     /// [`ApplyError::Connect`].
     pub fn new() -> Result<Self, ApplyError> {
+        Self::counting(Counter::default())
+    }
+
+    /// As [`Self::new`]; counts the clients that do not keep their endpoint, since it went, or since its Service ended
+    /// session affinity or changed its timeout. A thread forgets them: no turn waits for that.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Connect`].
+    pub fn counting(forgotten: Counter) -> Result<Self, ApplyError> {
         Ok(Self {
             connection: Connection::open().map_err(ApplyError::Connect)?,
             options: Options::default(),
@@ -115,7 +122,7 @@ impl Programmer {
             quarantined: BTreeMap::new(),
             renewals: Renewals::default(),
             programmed: Programmed::default(),
-            forgetting: Forgetting::default(),
+            forgetter: Forgetter::start(forgotten).map_err(ApplyError::Connect)?,
         })
     }
 
@@ -126,25 +133,13 @@ impl Programmer {
         self
     }
 
-    /// Has a thread forget the clients of endpoints that are gone: no turn waits for that, and none reports how many. Its
-    /// socket is of the network namespace of this thread.
-    ///
-    /// # Errors
-    ///
-    /// [`ApplyError::Connect`].
-    pub fn forgetting_aside(mut self, metrics: Metrics) -> Result<Self, ApplyError> {
-        self.forgetting.leave_to(Forgetter::start(metrics).map_err(ApplyError::Connect)?);
-        Ok(self)
-    }
-
     /// A listener to what others do to our tables. Our own changes are not heard.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Connect`].
     pub fn listen(&mut self) -> Result<Listener, ApplyError> {
-        let aside = self.forgetting.aside().map(Forgetter::port);
-        let ports: Vec<u32> = aside.into_iter().chain([self.connection.port()]).collect();
+        let ports = [self.connection.port(), self.forgetter.port()];
         let listener = Listener::open(TABLE_NAME, &ports).map_err(ApplyError::Connect)?;
         self.connection.silence(listener.silencer());
         Ok(listener)
@@ -243,15 +238,9 @@ impl Programmer {
         self.renewals.take_due(Instant::now())
     }
 
-    /// Whether clients are still to be forgotten: by [`Self::settle`], or any next turn, or the thread.
+    /// Whether clients are still to be forgotten.
     pub fn is_unsettled(&self) -> bool {
-        self.forgetting.is_pending()
-    }
-
-    /// Deletes from the memory of session affinity what packets put there while the last change was made. Tells how many
-    /// clients were forgotten.
-    pub fn settle(&mut self) -> usize {
-        self.forgetting.run(&mut self.connection, &self.belief, &Transaction::default(), false)
+        !self.forgetter.is_idle()
     }
 
     /// Whether clients may dial an address now: it is in the kernel, as far as the last transaction that it took.
@@ -292,10 +281,9 @@ impl Programmer {
     pub fn cleanup(&mut self) -> Result<Vec<Family>, ApplyError> {
         self.belief.forget();
         let there = self.tables()?;
-        let pen = self.forgetting.pen();
-        let _writing = pen.as_ref().map(take);
+        let _writing = self.forgetter.pen();
         self.connection.commit(&write::cleanup_batch(&there)).map_err(ApplyError::Cleanup)?;
-        self.forgetting.nothing_is_left();
+        self.forgetter.nothing_is_left();
         self.programmed = Programmed::default();
         Ok(there)
     }
@@ -336,8 +324,7 @@ impl Programmer {
             (transaction, refused) = self.plan(entries, &Scope::All, node);
         }
         let is_rebuilt = transaction.tables.iter().any(|table| table.is_new);
-        let pen = self.forgetting.pen();
-        let _writing = pen.as_ref().map(take);
+        let _writing = self.forgetter.pen();
         if !transaction.is_empty() {
             if let Err(error) = self.connection.commit(&write::batch(&transaction, self.options)) {
                 if !error.is_untouched() || !self.belief.undo() {
@@ -347,8 +334,7 @@ impl Programmer {
             }
             self.programmed.follow(&transaction);
         }
-        let is_all = *scope == Scope::All;
-        let forgotten = self.forgetting.run(&mut self.connection, &self.belief, &transaction, is_all);
+        self.forgetter.hand_over(&self.belief, &transaction, *scope == Scope::All);
         let was_planned = |key: &EntryKey| scope.keys().is_none_or(|keys| keys.contains(key));
         self.quarantined.retain(|key, reason| !reason.is_partial() || !was_planned(key));
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
@@ -356,7 +342,6 @@ impl Programmer {
         Ok(Report {
             deleted,
             added,
-            forgotten,
             is_rebuilt,
             removed: removed_frontends(&transaction),
             quarantined: self.quarantined.clone(),

@@ -6,7 +6,6 @@ mod memory;
 mod programmed;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -243,19 +242,10 @@ impl Programmer {
         !self.forgetter.is_idle()
     }
 
-    /// Whether clients may dial an address now: it is in the kernel, as far as the last transaction that it took.
-    pub fn is_programmed(&self, address: IpAddr) -> bool {
-        self.programmed.has(address)
-    }
-
-    /// All such addresses, in order.
-    pub fn programmed_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.programmed.addresses()
-    }
-
-    /// Those of them that are not only cluster IPs.
+    /// Addresses other than cluster IPs that clients may dial now: they are in the kernel, as far as the last transaction
+    /// that it took.
     pub const fn external_addresses(&self) -> &AddressSet {
-        self.programmed.external()
+        self.programmed.addresses()
     }
 
     /// Of which families our tables are there, whatever is in them.

@@ -4,6 +4,7 @@ mod forgetter;
 mod isolate;
 mod memory;
 mod programmed;
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,9 +15,9 @@ use tokio::time::Instant;
 
 use self::forgetter::Forgetter;
 use self::programmed::Programmed;
-use crate::datapath::desired::FrontendKey;
-use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
-use crate::datapath::nft::elements::{Element, SharedKey};
+use self::report::removed_frontends;
+pub use self::report::{Quarantine, Report};
+use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::ids::Exhausted;
 use crate::datapath::nft::layout::{TABLE_NAME, table};
 use crate::datapath::nft::options::Options;
@@ -47,39 +48,6 @@ pub enum ApplyError {
     /// Our tables may still be there.
     #[error("failed to delete our nf_tables tables")]
     Cleanup(#[source] ConnectionError),
-}
-
-/// Why an entry is not programmed, or not as it should be.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Quarantine {
-    /// No number is left for it.
-    #[error(transparent)]
-    Exhausted(#[from] Exhausted),
-    /// The kernel refuses it.
-    #[error("the kernel refuses it: {0}")]
-    Refused(String),
-}
-
-impl Quarantine {
-    /// Whether the entry is programmed all the same, without session affinity.
-    pub const fn is_partial(&self) -> bool {
-        matches!(self, Self::Exhausted(Exhausted::Affinity))
-    }
-}
-
-/// What a turn did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Elements that went.
-    pub deleted: usize,
-    /// Elements that came.
-    pub added: usize,
-    /// The whole table was made anew.
-    pub is_rebuilt: bool,
-    /// Frontends that went, also those that a former process left.
-    pub removed: Vec<FrontendKey>,
-    /// Entries that are not programmed as they should be, with the reason. Each is tried again when it changes or at a resync.
-    pub quarantined: BTreeMap<EntryKey, Quarantine>,
 }
 
 /// Holds what is in the kernel to what it should be, in the network namespace that it was opened in.
@@ -351,26 +319,6 @@ impl Programmer {
         let skipped = self.quarantined.keys().filter(|key| self.is_left_out(key)).cloned().collect();
         self.belief.update(entries, scope, node, &skipped)
     }
-}
-
-/// The frontends that a transaction takes away for good.
-fn removed_frontends(transaction: &Transaction) -> Vec<FrontendKey> {
-    let mut removed = Vec::new();
-    for table in &transaction.tables {
-        let key = |element: &Element| {
-            let (frontend, protocol) = match element.shared_key()? {
-                SharedKey::Frontend(address, protocol) => (Frontend::Address(address), protocol),
-                SharedKey::NodePort(port, protocol) => (Frontend::NodePort(port), protocol),
-                SharedKey::Hairpin(_) => return None,
-            };
-            Some(FrontendKey { family: table.family, protocol, frontend })
-        };
-        let gone: BTreeSet<FrontendKey> = table.deleted.iter().filter_map(key).collect();
-        let back: BTreeSet<FrontendKey> =
-            if gone.is_empty() { BTreeSet::new() } else { table.added.iter().filter_map(key).collect() };
-        removed.extend(gone.difference(&back));
-    }
-    removed
 }
 
 #[cfg(test)]

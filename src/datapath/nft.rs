@@ -33,4 +33,5 @@ pub mod ids;
 pub mod layout;
 pub mod options;
 pub mod read;
+pub mod sizes;
 pub mod write;

@@ -20,6 +20,7 @@ use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::classes::Purpose;
 use crate::datapath::nft::elements::Element;
 use crate::datapath::nft::ids::{Class, Exhausted, Sticky};
+use crate::datapath::nft::sizes::Sizes;
 use crate::model::Family;
 
 /// Which entries may have changed since the last turn.
@@ -88,8 +89,21 @@ pub struct TableChange {
     pub added: Vec<Element>,
     /// Addresses that were released and are somebody's again: dropped no longer, if they still are.
     pub readmitted: Vec<IpAddr>,
+    /// The room in the maps of a table that is made anew, or of those that grow.
+    pub sizes: Sizes,
+    /// The maps that are full; nothing in a table that is made anew.
+    pub growth: Option<Growth>,
     /// What clients of the entries that changed may go on remembering.
     pub kept: Kept,
+}
+
+/// Maps that are full, to be made anew with more room. The rules have to be written again, since they refer to them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// Each with all that shall be in it, in the order of writing: what else the change has for it is in here.
+    pub maps: BTreeMap<&'static str, Vec<Element>>,
+    /// The chains that there are, apart from those that are always there and those that come.
+    pub classes: Vec<(Purpose, Class)>,
 }
 
 /// What is believed to be in the kernel.
@@ -106,6 +120,8 @@ pub struct Found {
     pub family: Family,
     /// What has chains.
     pub classes: Vec<(Purpose, Class)>,
+    /// The room in its maps.
+    pub sizes: Sizes,
     /// All elements.
     pub elements: Vec<Element>,
 }

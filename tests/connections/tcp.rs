@@ -14,8 +14,8 @@ use crate::stage::{LIMIT, Place, Stage, VARIANTS, on_a_busy_machine, wait};
 const PORT: u16 = 8080;
 const NODE_PORT: u16 = 30080;
 const GRACE: Duration = Duration::from_millis(600);
-/// From a client's packet to the reset.
-const SOON: Duration = Duration::from_millis(20);
+/// From a client's packet to the reset: before the client would send it again (Linux waits 200 ms at least).
+const SOON: Duration = Duration::from_millis(180);
 
 struct Scene {
     stage: Stage,

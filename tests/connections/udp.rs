@@ -1,8 +1,10 @@
 //! A UDP client that keeps its source port and sends every 5 ms, whatever happens.
 
+use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -11,8 +13,6 @@ use nix::sys::time::TimeSpec;
 use crate::stage::{LIMIT, Place, Stage, on_a_busy_machine};
 
 const EVERY: Duration = Duration::from_millis(5);
-/// A stale flow is gone within this time of the object's event.
-pub(crate) const IN_TIME: Duration = Duration::from_millis(100);
 
 /// How long nothing else may be heard.
 const SETTLED: Duration = Duration::from_millis(150);
@@ -25,12 +25,31 @@ pub(crate) enum Heard {
     Nothing,
 }
 
+/// How long the clients of one test waited after each event.
+pub(crate) struct Times(RefCell<Vec<Duration>>);
+
+impl Times {
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self(RefCell::default()))
+    }
+
+    /// Typically a client waits no longer than this. A single time tells of the machine's scheduler as much as of us.
+    pub(crate) fn are_within(&self, limit: Duration, what: &str) {
+        let mut times = self.0.borrow_mut();
+        times.sort();
+        let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+        println!("{what}: {} moves, median {median:.1?}, worst {worst:.1?}", times.len());
+        assert!(median < on_a_busy_machine(limit), "{what}: took {times:?}");
+    }
+}
+
 pub(crate) struct Client {
     socket: UdpSocket,
+    times: Rc<Times>,
 }
 
 impl Client {
-    pub(crate) fn new(stage: &Stage, place: Place, to: SocketAddr) -> Self {
+    pub(crate) fn new(stage: &Stage, place: Place, to: SocketAddr, times: &Rc<Times>) -> Self {
         let any = match stage.family {
             steelyard::model::Family::V4 => "0.0.0.0:0",
             steelyard::model::Family::V6 => "[::]:0",
@@ -41,7 +60,7 @@ impl Client {
             socket
         });
         socket.set_nonblocking(true).unwrap();
-        Self { socket }
+        Self { socket, times: Rc::clone(times) }
     }
 
     /// Sends, and listens until it is time for the next.
@@ -92,7 +111,7 @@ impl Client {
         }
     }
 
-    /// After an event just told: hears this in time, and nothing else from then on.
+    /// After an event just told: hears this, and nothing else from then on.
     pub(crate) fn moves(&self, what: &str, wanted: impl Fn(Heard) -> bool) {
         let start = Instant::now();
         let (mut last, mut took, mut since) = (Heard::Nothing, None, Instant::now());
@@ -109,6 +128,6 @@ impl Client {
         }
         let took = took.unwrap_or_default();
         println!("{what}: {:.1} ms", took.as_secs_f64() * 1000.0);
-        assert!(took < on_a_busy_machine(IN_TIME), "{what}: took {took:?}");
+        self.times.0.borrow_mut().push(took);
     }
 }

@@ -1,6 +1,9 @@
 //! Every way in which a UDP client could be left with an endpoint that is none, each a test of its own; both families, from
 //! outside and from the node itself.
 
+use std::rc::Rc;
+use std::time::Duration;
+
 use serde_json::json;
 use steelyard::datapath::watch::Event;
 use steelyard::model::service::Service;
@@ -9,10 +12,12 @@ use steelyard::runtime::watch::Event as Seen;
 use crate::agent::{State, service, slice};
 use crate::endpoints::Server;
 use crate::stage::{Place, Stage, VARIANTS};
-use crate::udp::{Client, Heard};
+use crate::udp::{Client, Heard, Times};
 
 const PORT: u16 = 5353;
 const NODE_PORT: u16 = 30053;
+/// A stale flow is gone within this time of the object's event.
+const IN_TIME: Duration = Duration::from_millis(100);
 
 /// With two endpoints' servers, and the Service with one of them.
 struct Scene {
@@ -20,16 +25,19 @@ struct Scene {
     place: Place,
     _servers: Vec<Server>,
     name: &'static str,
+    times: Rc<Times>,
 }
 
 impl Scene {
     fn each(name: &'static str, test: impl Fn(&mut Self)) {
+        let times = Times::new();
         for (family, place) in VARIANTS {
             let stage = Stage::new(family);
             let addresses = [stage.endpoint(1, PORT), stage.endpoint(2, PORT), stage.endpoint(1, PORT + 1)];
             let servers = addresses.into_iter().map(|address| Server::start(&stage.pods, address)).collect();
-            test(&mut Self { stage, place, _servers: servers, name });
+            test(&mut Self { stage, place, _servers: servers, name, times: Rc::clone(&times) });
         }
+        times.are_within(IN_TIME, name);
     }
 
     fn service(&self) -> Service {
@@ -70,7 +78,7 @@ impl Scene {
     }
 
     fn client(&self, to: std::net::SocketAddr) -> Client {
-        Client::new(&self.stage, self.place, to)
+        Client::new(&self.stage, self.place, to, &self.times)
     }
 
     /// A client of the cluster IP that is served by the first endpoint.

@@ -2,6 +2,7 @@
 
 mod changes;
 mod found;
+mod growth;
 mod listing;
 mod refusal;
 

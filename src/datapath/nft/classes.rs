@@ -152,6 +152,16 @@ impl Classes {
         self.slots.values().chain(self.memories.values()).any(|class| !used.contains(class))
     }
 
+    /// All that were given.
+    pub fn all(&self) -> impl Iterator<Item = (Purpose, Class)> {
+        let learn =
+            |(recall, class): (&Recall, &Class)| (Purpose::Learn(Memory { class: *class, recall: *recall }), *class);
+        let pick = |(slots, class): (&(u32, Option<Memory>), &Class)| {
+            (Purpose::Slots { slots: slots.0, memory: slots.1 }, *class)
+        };
+        self.memories.iter().map(learn).chain(self.slots.iter().map(pick))
+    }
+
     /// Those given since the last time, which need their chains.
     pub fn drain_new(&mut self) -> Vec<(Purpose, Class)> {
         std::mem::take(&mut self.new)

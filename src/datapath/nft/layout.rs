@@ -1,5 +1,6 @@
 //! The table, and the sets and maps in it: the same whatever is programmed.
 
+use super::sizes::Sizes;
 use crate::model::Family;
 use crate::netlink::nf_tables::{Field, Set, SetKind, Table};
 
@@ -55,6 +56,9 @@ pub const RELEASED: &str = "released";
 /// cache or a router has not heard yet. That of Linux keeps an entry in use for half of this to one and a half of it.
 pub const RELEASED_SECONDS: u16 = 60;
 
+/// The sets and maps that grow with Services and endpoints: they have room for a number of elements, see [`Sizes`].
+pub const SIZED: [&str; 9] = [ENDPOINTS, TWINS, SERVICES, INSIDE, HAIRPIN, CLUSTER_IPS, SERVED, NODE_PORTS, FRONTENDS];
+
 /// Our table of a family.
 pub const fn table(family: Family) -> Table {
     Table { family, name: TABLE_NAME }
@@ -68,8 +72,16 @@ fn remembered(family: Family) -> Vec<Field> {
     }
 }
 
-/// All sets and maps.
-pub fn sets(family: Family) -> Vec<Set> {
+/// All sets and maps. Those of [`SIZED`] have `size …` too.
+pub fn sets(family: Family, sizes: &Sizes) -> Vec<Set> {
+    let mut sets = unsized_sets(family);
+    for set in sets.iter_mut().filter(|set| SIZED.contains(&set.name)) {
+        set.kind = SetKind::Sized(sizes.of(set.name));
+    }
+    sets
+}
+
+fn unsized_sets(family: Family) -> Vec<Set> {
     let source = Field::Source(family);
     let destination = Field::Destination(family);
     vec![

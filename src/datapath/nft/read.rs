@@ -3,6 +3,7 @@
 use super::decode;
 use super::layout::{AFFINITY, LEARNERS, SLOT_CHAINS, sets, table};
 use super::options::Options;
+use super::sizes::Sizes;
 use super::write::{layout_comment, structure};
 use crate::datapath::plan::Found;
 use crate::model::Family;
@@ -20,6 +21,8 @@ pub fn found(connection: &mut Connection, family: Family, options: Options) -> R
     if dumped.comment != Some(layout_comment(family, options)) || dumped.flags != 0 {
         return Ok(None);
     }
+    let sizes = connection.sizes(table(family))?;
+    let Some(sizes) = Sizes::read(|map| sizes.get(map).copied()) else { return Ok(None) };
     let learners = connection.elements(table(family), LEARNERS)?;
     let slots = connection.elements(table(family), SLOT_CHAINS)?;
     let Some(classes) = decode::classes(&learners, &slots) else { return Ok(None) };
@@ -28,10 +31,10 @@ pub fn found(connection: &mut Connection, family: Family, options: Options) -> R
     }
     let mut elements = Vec::new();
     // What packets put there is nobody's wish, and stays.
-    for set in sets(family).iter().filter(|set| ![AFFINITY, LEARNERS, SLOT_CHAINS].contains(&set.name)) {
+    for set in sets(family, &sizes).iter().filter(|set| ![AFFINITY, LEARNERS, SLOT_CHAINS].contains(&set.name)) {
         let dumped = connection.elements(table(family), set.name)?;
         let Some(read) = decode::elements(set.name, family, &dumped) else { return Ok(None) };
         elements.extend(read);
     }
-    Ok(Some(Found { family, classes, elements }))
+    Ok(Some(Found { family, classes, sizes, elements }))
 }

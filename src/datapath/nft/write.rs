@@ -10,7 +10,8 @@ use super::elements::Element;
 use super::ids::Class;
 use super::layout::{LEARNERS, RELEASED, SLOT_CHAINS, sets, table};
 use super::options::Options;
-use crate::datapath::plan::{TableChange, Transaction};
+use super::sizes::Sizes;
+use crate::datapath::plan::{Growth, TableChange, Transaction};
 use crate::model::Family;
 use crate::netlink::nf_tables::{Batch, Structure, Verdict};
 
@@ -33,10 +34,10 @@ pub fn cleanup_batch(families: &[Family]) -> Batch {
     batch
 }
 
-/// Names the layout: a table with the same comment has the same chains and maps as a new one would have.
+/// Names the layout: a table with the same comment has the same chains and maps as a new one would have, whatever their sizes.
 pub fn layout_comment(family: Family, options: Options) -> String {
     let mut batch = Batch::new();
-    write_structure(&mut batch, family, options, "");
+    write_structure(&mut batch, family, options, &Sizes::default(), "");
     let memory = Memory { class: Class::REJECT, recall: Recall { seconds: 1, port: Some(1) } };
     for purpose in [
         Purpose::Learn(memory),
@@ -53,7 +54,7 @@ pub fn layout_comment(family: Family, options: Options) -> String {
 /// The chains and rules of a table that has these classes.
 pub fn structure(family: Family, options: Options, classes: &[(Purpose, Class)]) -> Structure {
     let mut batch = Batch::new();
-    write_structure(&mut batch, family, options, "");
+    write_structure(&mut batch, family, options, &Sizes::default(), "");
     for (purpose, class) in classes {
         write_class(&mut batch, family, *purpose, *class);
     }
@@ -66,7 +67,10 @@ fn write_table(batch: &mut Batch, change: &TableChange, options: Options) {
         // Deleting what is not there is an error, creating what is there is none.
         batch.add_table(table(family), None);
         batch.delete_table(table(family));
-        write_structure(batch, family, options, &layout_comment(family, options));
+        write_structure(batch, family, options, &change.sizes, &layout_comment(family, options));
+    }
+    if let Some(growth) = &change.growth {
+        write_growth(batch, family, options, &change.sizes, growth);
     }
     for (purpose, class) in &change.new_classes {
         write_class(batch, family, *purpose, *class);
@@ -77,20 +81,41 @@ fn write_table(batch: &mut Batch, change: &TableChange, options: Options) {
         batch.add_elements(table(family), RELEASED, &released, |element, writer| element.write(writer));
         batch.delete_elements(table(family), RELEASED, &released, |element, writer| element.write(writer));
     }
-    for elements in change.deleted.chunk_by(|left, right| left.set() == right.set()).rev() {
-        if let Some(first) = elements.first() {
-            batch.delete_elements(table(family), first.set(), elements, |element, writer| element.write(writer));
-        }
+    let is_grown = |set: &str| change.growth.as_ref().is_some_and(|growth| growth.maps.contains_key(set));
+    for (set, elements) in by_set(&change.deleted).rev().filter(|(set, _)| !is_grown(set)) {
+        batch.delete_elements(table(family), set, elements, |element, writer| element.write(writer));
     }
-    for elements in change.added.chunk_by(|left, right| left.set() == right.set()) {
-        if let Some(first) = elements.first() {
-            batch.add_elements(table(family), first.set(), elements, |element, writer| element.write(writer));
-        }
+    for (set, elements) in by_set(&change.added).filter(|(set, _)| !is_grown(set)) {
+        batch.add_elements(table(family), set, elements, |element, writer| element.write(writer));
+    }
+}
+
+fn by_set(elements: &[Element]) -> impl DoubleEndedIterator<Item = (&'static str, &[Element])> {
+    let parts = elements.chunk_by(|left, right| left.set() == right.set());
+    parts.filter_map(|part| Some((part.first()?.set(), part)))
+}
+
+/// Makes maps anew, with more room. Packets see the old ones until all of the transaction is done.
+fn write_growth(batch: &mut Batch, family: Family, options: Options, sizes: &Sizes, growth: &Growth) {
+    let table = table(family);
+    batch.delete_rules(table);
+    for set in sets(family, sizes).iter().filter(|set| growth.maps.contains_key(set.name)) {
+        batch.delete_set(table, set.name);
+        batch.add_set(table, set);
+    }
+    for (map, elements) in &growth.maps {
+        batch.add_elements(table, map, elements, |element, writer| element.write(writer));
+    }
+    for chain in chains(family, options) {
+        write_rules(batch, family, &chain);
+    }
+    for (purpose, _) in &growth.classes {
+        write_rules(batch, family, &chain_of(family, *purpose));
     }
 }
 
 /// The empty table. A later kernel feature of tables (owner, persist) is a flag here.
-fn write_structure(batch: &mut Batch, family: Family, options: Options, comment: &str) {
+fn write_structure(batch: &mut Batch, family: Family, options: Options, sizes: &Sizes, comment: &str) {
     let table = table(family);
     batch.add_table(table, Some(comment));
     let chains = chains(family, options);
@@ -98,7 +123,7 @@ fn write_structure(batch: &mut Batch, family: Family, options: Options, comment:
     for ChainRules { chain, .. } in &chains {
         batch.add_chain(table, chain);
     }
-    for set in sets(family) {
+    for set in sets(family, sizes) {
         batch.add_set(table, &set);
     }
     for chain in &chains {

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::TableChange;
 use super::kept::Kept;
+use super::{Growth, TableChange};
 use crate::datapath::entry::NodeForwarding;
 use crate::datapath::nft::classes::Purpose;
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::Class;
+use crate::datapath::nft::sizes::Sizes;
 use crate::model::Family;
 
 /// One step from one ordered list to another.
@@ -83,23 +84,28 @@ impl Difference {
         }
     }
 
+    /// To the order of writing.
+    pub(super) fn sort(&mut self) {
+        self.deleted.sort_unstable();
+        self.added.sort_unstable();
+    }
+
+    /// The whole change, by what is known of it otherwise.
     pub(super) fn into_change(
-        mut self,
+        self,
         family: Family,
         is_new: bool,
         new_classes: Vec<(Purpose, Class)>,
+        sizes: Sizes,
+        growth: Option<Growth>,
     ) -> Option<TableChange> {
-        if !is_new
+        let is_nothing = !is_new
             && new_classes.is_empty()
             && self.deleted.is_empty()
             && self.added.is_empty()
-            && self.readmitted.is_empty()
-        {
-            return None;
-        }
-        self.deleted.sort_unstable();
-        self.added.sort_unstable();
+            && self.readmitted.is_empty();
         let Self { deleted, added, readmitted, kept, .. } = self;
-        Some(TableChange { family, is_new, new_classes, deleted, added, readmitted, kept })
+        let change = TableChange { family, is_new, new_classes, deleted, added, readmitted, sizes, growth, kept };
+        (!is_nothing).then_some(change)
     }
 }

@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use super::claims::Claims;
 use super::difference::{Change, Difference, compare};
 use super::undo::Undo;
-use super::{Found, TableChange};
+use super::{Found, Growth, TableChange};
 use crate::datapath::desired::Update;
 use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
-use crate::datapath::nft::classes::Classes;
+use crate::datapath::nft::classes::{Classes, Purpose};
 use crate::datapath::nft::compose::{elements_of, node_elements, policies, policy_of};
 use crate::datapath::nft::elements::{Element, SharedKey};
-use crate::datapath::nft::ids::{Exhausted, Ids};
+use crate::datapath::nft::ids::{Class, Exhausted, Ids};
+use crate::datapath::nft::sizes::Rooms;
 use crate::model::Family;
 use crate::model::flat::{fill, pack, pack_set};
 use crate::model::service::TrafficPolicy;
@@ -28,6 +29,7 @@ pub(super) struct TableBelief {
     /// Who wants an element that others may want too. The kernel has that of the first.
     pub(super) claims: BTreeMap<SharedKey, Claims>,
     pub(super) node: BTreeSet<Element>,
+    pub(super) rooms: Rooms,
     /// Addresses that nobody has since we served them. The kernel forgets them one by one; here they stay until somebody has
     /// them again, or until the kernel is looked at.
     pub(super) released: BTreeSet<IpAddr>,
@@ -58,6 +60,7 @@ impl TableBelief {
         let ids = if self.ids.is_empty() { Self::ids_in(&found, entries) } else { std::mem::take(&mut self.ids) };
         *self =
             Self { exists: true, ids, classes: Classes::adopt(&found.classes), released: addresses, ..Self::default() };
+        self.rooms = Rooms::with(found.sizes, &found.elements);
         self.found = Some(found);
     }
 
@@ -97,7 +100,7 @@ impl TableBelief {
     ) -> Option<TableChange> {
         let mut difference = Difference::default();
         let found = self.found.take().map(|found| found.elements);
-        self.undo = (self.exists && found.is_none()).then(|| Undo::new(&self.classes));
+        self.undo = (self.exists && found.is_none()).then(|| Undo::new(&self.classes, self.rooms));
         let mut entries = Vec::new();
         for key in changed {
             let entry = wanted(key);
@@ -142,10 +145,28 @@ impl TableBelief {
             compare(&found, &wanted, |change| difference.record(change));
         }
         let is_new = !std::mem::replace(&mut self.exists, true);
-        let new_classes = self.classes.drain_new();
         self.readmit(node, &mut difference);
         difference.release(node.node, &mut self.released);
-        difference.into_change(family, is_new, new_classes)
+        difference.sort();
+        self.rooms.follow(&difference.deleted, &difference.added);
+        let full = self.rooms.grow();
+        let new_classes = self.classes.drain_new();
+        let growth = (!is_new && !full.is_empty()).then(|| self.growth(&full, &new_classes));
+        difference.into_change(family, is_new, new_classes, self.rooms.sizes(), growth)
+    }
+
+    /// All that shall be in these maps.
+    fn growth(&self, full: &[&'static str], new_classes: &[(Purpose, Class)]) -> Growth {
+        let own = self.entries.values().flatten().filter(|element| element.shared_key().is_none()).chain(&self.node);
+        let shared = self.claims.keys().filter_map(|key| self.effective(*key));
+        let mut maps: BTreeMap<&'static str, Vec<Element>> = full.iter().map(|map| (*map, Vec::new())).collect();
+        for element in own.copied().chain(shared) {
+            if let Some(elements) = maps.get_mut(element.set()) {
+                elements.push(element);
+            }
+        }
+        maps.values_mut().for_each(|elements| elements.sort_unstable());
+        Growth { maps, classes: self.classes.all().filter(|class| !new_classes.contains(class)).collect() }
     }
 
     /// The elements of an entry, and what it has to do without. Better served without session affinity than not at all: or

@@ -11,6 +11,7 @@ use crate::datapath::entry::{Frontend, Target, Treatment};
 use crate::datapath::nft::compose::test::key;
 use crate::datapath::nft::elements::SharedKey;
 use crate::datapath::nft::ids::FrontendValue;
+use crate::datapath::nft::layout::SIZED;
 use crate::model::flat::FlatMap;
 use crate::model::service::TrafficPolicy;
 
@@ -21,6 +22,7 @@ type Entries = BTreeMap<EntryKey, ForwardingEntry>;
 struct Kernel {
     elements: BTreeSet<Element>,
     classes: BTreeMap<Class, Purpose>,
+    sizes: Sizes,
     /// A client for every endpoint that one may be led to, as far as nobody has it forget that.
     memory: BTreeSet<(Sticky, SocketAddr)>,
 }
@@ -29,7 +31,13 @@ impl Kernel {
     fn commit(&mut self, transaction: &Transaction) {
         for table in transaction.tables.iter().filter(|table| table.family == Family::V4) {
             if table.is_new {
-                *self = Self::default();
+                *self = Self { sizes: table.sizes, ..Self::default() };
+            }
+            if let Some(Growth { classes, .. }) = &table.growth {
+                assert_eq!(
+                    classes.iter().map(|(purpose, class)| (*class, *purpose)).collect::<BTreeMap<_, _>>(),
+                    self.classes
+                );
             }
             for (purpose, class) in &table.new_classes {
                 assert_eq!(self.classes.insert(*class, *purpose), None);
@@ -41,6 +49,21 @@ impl Kernel {
                 assert!(self.elements.insert(*element), "{element:?} is there already");
             }
             assert!(table.deleted.is_sorted() && table.added.is_sorted());
+            for (map, elements) in table.growth.iter().flat_map(|growth| &growth.maps) {
+                assert!(
+                    elements.iter().eq(self.elements.iter().filter(|element| element.set() == *map)),
+                    "all of {map}"
+                );
+                assert!(self.sizes.of(map) < table.sizes.of(map), "{map} is no larger");
+            }
+            if table.growth.is_some() {
+                self.sizes = table.sizes;
+            }
+            for map in SIZED {
+                assert_eq!(self.sizes.of(map), table.sizes.of(map), "{map}");
+                let count = self.elements.iter().filter(|element| element.set() == map).count();
+                assert!(count <= self.sizes.of(map) as usize, "no room in {map}");
+            }
             if table.kept.is_less {
                 let kept = &table.kept.endpoints;
                 self.memory.retain(|(whose, to)| kept.get(whose).is_none_or(|kept| kept.contains(to)));
@@ -109,9 +132,14 @@ impl Kernel {
 
 /// All that is believed of the IPv4 table and matters.
 fn facts(belief: &Belief) -> String {
-    let TableBelief { exists, ids, classes, entries, claims, node, .. } = &belief.v4;
+    let TableBelief { exists, ids, classes, entries, claims, node, rooms, .. } = &belief.v4;
     let ids: Vec<_> = ids.keys().map(|key| (key, ids.all_of(key))).collect();
-    format!("{exists} {ids:?} {classes:?} {entries:?} {claims:?} {node:?}")
+    format!("{exists} {ids:?} {classes:?} {entries:?} {claims:?} {node:?} {rooms:?}")
+}
+
+/// An IPv4 table without chains, as it is read back.
+fn found(elements: Vec<Element>) -> Found {
+    Found { family: Family::V4, classes: Vec::new(), sizes: Sizes::default(), elements }
 }
 
 fn targets() -> impl Strategy<Value = Target> {
@@ -210,6 +238,7 @@ proptest! {
         let found = Found {
             family: Family::V4,
             classes: kernel.classes.iter().map(|(class, purpose)| (*purpose, *class)).collect(),
+            sizes: kernel.sizes,
             elements: kernel.elements.iter().rev().copied().collect(),
         };
         restarted.adopt(found, &state);
@@ -287,7 +316,7 @@ fn a_served_address_that_nobody_has_any_more_is_released() {
     // An agent that was not there when it went finds it in the kernel.
     let mut restarted = Belief::default();
     let elements = first.tables.iter().filter(|table| table.family == Family::V4).flat_map(|table| &table.added);
-    let found = Found { family: Family::V4, classes: Vec::new(), elements: elements.copied().collect() };
+    let found = found(elements.copied().collect());
     restarted.adopt(found, &Entries::new());
     let (third, _) = restarted.update(&Entries::new(), &Scope::All, &after, &BTreeSet::new());
     assert_eq!(released(&third), expected);
@@ -316,7 +345,7 @@ fn a_released_address_that_is_somebodys_again_is_let_through() {
     assert_eq!(readmitted(&mut belief, Scope::All, &node(&[here], &[there])), NOBODY, "once is enough");
     // An agent that was not there when they were released finds them in the kernel, and leaves what is still nobody's.
     let elements = [here, there].map(Element::Released).to_vec();
-    belief.adopt(Found { family: Family::V4, classes: Vec::new(), elements }, &Entries::new());
+    belief.adopt(found(elements), &Entries::new());
     let (transaction, _) = belief.update(&Entries::new(), &Scope::All, &node(&[], &[there]), &BTreeSet::new());
     let change = transaction.tables.iter().find(|table| table.family == Family::V4).unwrap();
     assert_eq!((change.readmitted.as_slice(), change.deleted.as_slice()), ([there].as_slice(), [].as_slice()));

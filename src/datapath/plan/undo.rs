@@ -10,11 +10,13 @@ use crate::datapath::entry::EntryKey;
 use crate::datapath::nft::classes::Classes;
 use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::PolicyIds;
+use crate::datapath::nft::sizes::Rooms;
 
 /// What was believed before of all that a turn touched.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Undo {
     classes: Classes,
+    rooms: Rooms,
     entries: Vec<(EntryKey, Box<[Element]>)>,
     ids: Vec<(EntryKey, PolicyIds)>,
     claims: BTreeMap<SharedKey, Option<Claims>>,
@@ -26,8 +28,8 @@ pub(super) struct Undo {
 }
 
 impl Undo {
-    pub(super) fn new(classes: &Classes) -> Self {
-        Self { classes: classes.clone(), ..Self::default() }
+    pub(super) fn new(classes: &Classes, rooms: Rooms) -> Self {
+        Self { classes: classes.clone(), rooms, ..Self::default() }
     }
 
     pub(super) fn entry(&mut self, key: &EntryKey, elements: &[Element], ids: PolicyIds) {
@@ -54,6 +56,7 @@ impl Undo {
     /// What the turn released stays among what was: to let that through, should somebody have it, does no harm.
     pub(super) fn apply(self, table: &mut TableBelief) {
         table.classes = self.classes;
+        table.rooms = self.rooms;
         for (key, elements) in self.entries {
             if elements.is_empty() {
                 table.entries.remove(&key);

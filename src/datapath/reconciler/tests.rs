@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::datapath::foreign;
 use crate::datapath::health_check::freshness::LATE_AFTER;
-use crate::datapath::nft::layout::table;
+use crate::datapath::nft::layout::{sets, table};
+use crate::datapath::nft::sizes::Sizes;
 use crate::datapath::repairs::BURST;
 use crate::model::Family;
 use crate::model::endpoints::EndpointSlice;
@@ -112,7 +113,7 @@ impl Stage {
         for family in Family::ALL {
             let table = table(family);
             state.push(format!("{:?} {:?}", self.eyes.table(table).unwrap(), self.eyes.structure(table).unwrap()));
-            for set in crate::datapath::nft::layout::sets(family) {
+            for set in sets(family, &Sizes::default()) {
                 let mut elements: Vec<String> =
                     self.eyes.elements(table, set.name).unwrap().iter().map(|element| format!("{element:?}")).collect();
                 elements.sort_unstable();

@@ -27,7 +27,9 @@ const NEW_TABLE: u8 = 0;
 const DELETE_TABLE: u8 = 2;
 const NEW_CHAIN: u8 = 3;
 const NEW_RULE: u8 = 6;
+const DELETE_RULE: u8 = 8;
 const NEW_SET: u8 = 9;
+const DELETE_SET: u8 = 11;
 const NEW_ELEMENTS: u8 = 12;
 const DELETE_ELEMENTS: u8 = 14;
 
@@ -94,6 +96,8 @@ pub enum Object {
     Chain(Cow<'static, str>),
     /// The n-th rule of a chain, from 1.
     Rule(String, usize),
+    /// The rules of all chains.
+    Rules,
     /// A set or map by name.
     Set(&'static str),
     /// Elements of a set or map by name.
@@ -119,6 +123,7 @@ impl fmt::Display for Label {
             Object::Table => write!(f, "table {table}"),
             Object::Chain(chain) => write!(f, "chain {table} {chain}"),
             Object::Rule(chain, index) => write!(f, "rule {index} of chain {table} {chain}"),
+            Object::Rules => write!(f, "rules of table {table}"),
             Object::Set(set) => write!(f, "set {table} {set}"),
             Object::Elements(set) => write!(f, "elements of {table} {set}"),
         }
@@ -242,6 +247,14 @@ impl Batch {
         self.close(start);
     }
 
+    /// Deletes the rules of all chains of a table.
+    pub fn delete_rules(&mut self, table: Table) {
+        const TABLE: u16 = 1;
+        let start = self.open(DELETE_RULE, 0, table, Action::Delete, Object::Rules);
+        put_text(&mut self.bytes, TABLE, table.name);
+        self.close(start);
+    }
+
     /// Creates and fills the set or map that stands inside an expression. Its number in the batch, 0 for none.
     fn add_inline_set(&mut self, table: Table, rule: &Object, expression: &Expression) -> u32 {
         match expression.inline_set() {
@@ -297,6 +310,16 @@ impl Batch {
         // Any number that is unique in the batch; the kernel wants one though we refer to sets by name.
         let id = self.last_sequence();
         set.encode(&mut self.bytes, table.name, id, 0);
+        self.close(start);
+    }
+
+    /// Deletes a set or map, which no rule may use any more.
+    pub fn delete_set(&mut self, table: Table, set: &'static str) {
+        const TABLE: u16 = 1;
+        const NAME: u16 = 2;
+        let start = self.open(DELETE_SET, 0, table, Action::Delete, Object::Set(set));
+        put_text(&mut self.bytes, TABLE, table.name);
+        put_text(&mut self.bytes, NAME, set);
         self.close(start);
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Each call is a read of its own: between two of them, anyone may change the tables.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use netlink_sys::SocketAddr;
@@ -15,6 +16,7 @@ use super::protocol_family;
 use crate::model::Family;
 
 const GET_TABLE: u8 = 1;
+const GET_SET: u8 = 10;
 const GET_ELEMENTS: u8 = 13;
 const GET_GENERATION: u8 = 16;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
@@ -78,9 +80,32 @@ impl Connection {
         }
     }
 
+    /// How many elements the sets and maps of a table may have, of those that have a size.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer, or it says each time that the tables changed meanwhile.
+    pub fn sizes(&mut self, table: Table) -> Result<BTreeMap<String, u32>, ConnectionError> {
+        const TABLE: u16 = 1;
+        const NAME: u16 = 2;
+        const DESCRIPTION: u16 = 9;
+        const SIZE: u16 = 1;
+        self.uninterrupted(|connection| {
+            let mut sizes = BTreeMap::new();
+            let request = |out: &mut Vec<u8>| put_text(out, TABLE, table.name);
+            connection.ask(GET_SET, DUMP, table, request, |attributes| {
+                let size = attributes.nested(DESCRIPTION).and_then(|description| description.u32(SIZE));
+                if let (Some(name), Some(size)) = (attributes.text(NAME), size) {
+                    sizes.insert(name, size);
+                }
+            })?;
+            Ok(sizes)
+        })
+    }
+
     /// All elements of a set or map, in the order of their keys.
     ///
-    /// The kernel's hash may be growing while it is walked, just after many elements came: each part of the walk goes on
+    /// The kernel's hash, where it has no size, may be growing while it is walked, just after many elements came: each part of the walk goes on
     /// behind as many elements as were seen, so that some are named twice and as many not at all. It is walked again then;
     /// where packets add elements all the time, the last walk has to do.
     ///

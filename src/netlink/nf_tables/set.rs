@@ -39,8 +39,10 @@ pub enum Data {
 /// How a set finds its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetKind {
-    /// By equality.
+    /// By equality. The kernel lets it grow.
     Exact,
+    /// By equality, and there are never more than this many.
+    Sized(u32),
     /// In ranges.
     Interval,
     /// By equality, and each goes by itself this many seconds after it came.
@@ -184,7 +186,7 @@ impl Set {
             put_nested(out, DESCRIPTION, |out| encode_field_lengths(out, &self.key));
         } else if let SetKind::Inline = self.kind {
             put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
-        } else if let SetKind::Learned(size) = self.kind {
+        } else if let SetKind::Learned(size) | SetKind::Sized(size) = self.kind {
             put_nested(out, DESCRIPTION, |out| put_u32(out, SIZE, size));
         }
         if let SetKind::Passing { seconds } = self.kind {
@@ -207,7 +209,7 @@ impl Set {
         const TIMEOUT_DYNAMIC: u32 = 0x10 | 0x20;
         const CONCATENATED: u32 = 0x80;
         let mut flags = match self.kind {
-            SetKind::Exact => 0,
+            SetKind::Exact | SetKind::Sized(_) => 0,
             SetKind::Interval => INTERVAL,
             SetKind::Passing { .. } => TIMEOUT,
             SetKind::Inline => ANONYMOUS_CONSTANT,

@@ -42,6 +42,8 @@ const ENDPOINTS: [u16; 3] = [1, 10, 100];
 const BATCH: u16 = 2_000;
 const ROUNDS: usize = 31;
 const CLIENTS: u16 = 200;
+/// Endpoints that come and go, each once all clients of the one before are forgotten.
+const CHANGES: u32 = 20;
 
 fn main() -> ExitCode {
     let _processor = namespace::OneProcessor::take().unwrap();
@@ -73,7 +75,7 @@ fn change(services: u32) {
             remember(&world, clients);
         }
         let (mut more, mut less) = (Vec::new(), Vec::new());
-        for number in 0..50 {
+        for number in 0..CHANGES {
             let key: EntryKey = key(number * 7);
             let scope = Scope::Keys([key.clone()].into());
             for (count, times) in [(6, &mut more), (5, &mut less)] {
@@ -81,7 +83,7 @@ fn change(services: u32) {
                 let start = Instant::now();
                 world.program(&entries, &scope);
                 times.push(start.elapsed());
-                world.programmer.settle();
+                world.settle();
             }
         }
         let label = match timeout {

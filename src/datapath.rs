@@ -1,6 +1,7 @@
 //! Forwards ClusterIP, NodePort and load-balancer traffic to endpoints.
 
 pub mod apply;
+mod aside;
 pub mod conntrack;
 pub mod desired;
 pub mod endpoints;
@@ -10,6 +11,7 @@ pub mod health_check;
 pub mod index;
 pub mod leftovers;
 pub mod localhost;
+mod looks;
 pub mod metrics;
 pub mod nft;
 pub mod plan;

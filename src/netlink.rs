@@ -4,5 +4,6 @@ pub mod ctnetlink;
 mod datagrams;
 pub mod links;
 pub mod listeners;
+mod message;
 pub mod nf_tables;
 pub mod packet_socket;

@@ -6,7 +6,7 @@ use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use steelyard_lab::api_server::{ApiServer, spawn};
+use steelyard_lab::api_server::{ApiServer, kube_proxy_config, last_lines, spawn};
 
 use crate::kernel::Commits;
 use crate::objects::NODE;
@@ -75,22 +75,7 @@ impl Launcher {
 
     /// In nftables mode, programming as fast as it can and nothing that nobody changed.
     fn kube_proxy(&self) -> Vec<String> {
-        let config = format!(
-            "apiVersion: kubeproxy.config.k8s.io/v1alpha1
-kind: KubeProxyConfiguration
-clientConnection: {{kubeconfig: '{}', qps: 100, burst: 200}}
-mode: nftables
-detectLocalMode: ClusterCIDR
-clusterCIDR: '10.244.0.0/16'
-hostnameOverride: {NODE}
-healthzBindAddress: 127.0.0.1:10256
-metricsBindAddress: 127.0.0.1:10249
-nftables: {{minSyncPeriod: 10ms, syncPeriod: 1h}}
-# The table's size is the whole machine's.
-conntrack: {{maxPerCore: 0, min: 0}}
-",
-            self.kubeconfig.display()
-        );
+        let config = kube_proxy_config(&self.kubeconfig, NODE, "10.244.0.0/16", "syncPeriod: 1h");
         let path = self.folder.join("kube-proxy.yaml");
         fs::write(&path, config).unwrap();
         vec![self.kube_proxy.display().to_string(), format!("--config={}", path.display())]
@@ -116,10 +101,7 @@ impl Proxy {
 
     /// Ends the bench, with the end of its log.
     pub fn give_up(&self, what: &str) -> ! {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().rev().take(15).collect();
-        let lines = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
-        panic!("{} {what}. The end of its log:\n{lines}", self.who.name());
+        panic!("{} {what}. The end of its log:\n{}", self.who.name(), last_lines(&self.log));
     }
 
     /// CPU seconds that it and its children have used.

@@ -12,6 +12,7 @@ mod beside;
 mod cleanup;
 mod connections;
 mod error;
+mod heir;
 mod mode;
 mod parts;
 mod servers;
@@ -206,7 +207,7 @@ impl Node {
                 let stopped = stop.clone();
                 parts.spawn(async move { Ok(run_datapath(datapath, events, stopped).await) });
                 let heir =
-                    beside::take_over(self.proxy_health_port, programmed_here.clone(), reports.clone(), stop.clone());
+                    heir::take_over(self.proxy_health_port, programmed_here.clone(), reports.clone(), stop.clone());
                 parts.spawn(ends(heir, "watch for other service proxies"));
             }
             (Mode::On | Mode::Off, _) => {

@@ -4,21 +4,20 @@ mod forgetter;
 mod isolate;
 mod memory;
 mod programmed;
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use self::forgetter::{Forgetter, take};
-use self::memory::Forgetting;
+use self::forgetter::Forgetter;
 use self::programmed::Programmed;
-use crate::datapath::desired::FrontendKey;
-use crate::datapath::entry::{EntryKey, ForwardingEntry, Frontend, NodeForwarding};
-use crate::datapath::metrics::Metrics;
-use crate::datapath::nft::elements::{Element, SharedKey};
+use self::report::removed_frontends;
+pub use self::report::{Quarantine, Report};
+use crate::datapath::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use crate::datapath::nft::ids::Exhausted;
 use crate::datapath::nft::layout::{TABLE_NAME, table};
 use crate::datapath::nft::options::Options;
@@ -51,41 +50,6 @@ pub enum ApplyError {
     Cleanup(#[source] ConnectionError),
 }
 
-/// Why an entry is not programmed, or not as it should be.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Quarantine {
-    /// No number is left for it.
-    #[error(transparent)]
-    Exhausted(#[from] Exhausted),
-    /// The kernel refuses it.
-    #[error("the kernel refuses it: {0}")]
-    Refused(String),
-}
-
-impl Quarantine {
-    /// Whether the entry is programmed all the same, without session affinity.
-    pub const fn is_partial(&self) -> bool {
-        matches!(self, Self::Exhausted(Exhausted::Affinity))
-    }
-}
-
-/// What a turn did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Elements that went.
-    pub deleted: usize,
-    /// Elements that came.
-    pub added: usize,
-    /// Clients that do not keep their endpoint: it went, or its Service ended session affinity or changed its timeout.
-    pub forgotten: usize,
-    /// The whole table was made anew.
-    pub is_rebuilt: bool,
-    /// Frontends that went, also those that a former process left.
-    pub removed: Vec<FrontendKey>,
-    /// Entries that are not programmed as they should be, with the reason. Each is tried again when it changes or at a resync.
-    pub quarantined: BTreeMap<EntryKey, Quarantine>,
-}
-
 /// Holds what is in the kernel to what it should be, in the network namespace that it was opened in.
 ///
 /// Its functions block for as long as the kernel takes, up to some 0.1 s for 50,000 elements: call them outside the
@@ -98,7 +62,7 @@ pub struct Programmer {
     quarantined: BTreeMap<EntryKey, Quarantine>,
     renewals: Renewals,
     programmed: Programmed,
-    forgetting: Forgetting,
+    forgetter: Forgetter,
 }
 
 impl Programmer {
@@ -108,6 +72,16 @@ impl Programmer {
     ///
     /// [`ApplyError::Connect`].
     pub fn new() -> Result<Self, ApplyError> {
+        Self::counting(Counter::default())
+    }
+
+    /// As [`Self::new`]; counts the clients that do not keep their endpoint, since it went, or since its Service ended
+    /// session affinity or changed its timeout. A thread forgets them: no turn waits for that.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Connect`].
+    pub fn counting(forgotten: Counter) -> Result<Self, ApplyError> {
         Ok(Self {
             connection: Connection::open().map_err(ApplyError::Connect)?,
             options: Options::default(),
@@ -115,7 +89,7 @@ impl Programmer {
             quarantined: BTreeMap::new(),
             renewals: Renewals::default(),
             programmed: Programmed::default(),
-            forgetting: Forgetting::default(),
+            forgetter: Forgetter::start(forgotten).map_err(ApplyError::Connect)?,
         })
     }
 
@@ -126,25 +100,13 @@ impl Programmer {
         self
     }
 
-    /// Has a thread forget the clients of endpoints that are gone: no turn waits for that, and none reports how many. Its
-    /// socket is of the network namespace of this thread.
-    ///
-    /// # Errors
-    ///
-    /// [`ApplyError::Connect`].
-    pub fn forgetting_aside(mut self, metrics: Metrics) -> Result<Self, ApplyError> {
-        self.forgetting.leave_to(Forgetter::start(metrics).map_err(ApplyError::Connect)?);
-        Ok(self)
-    }
-
     /// A listener to what others do to our tables. Our own changes are not heard.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Connect`].
     pub fn listen(&mut self) -> Result<Listener, ApplyError> {
-        let aside = self.forgetting.aside().map(Forgetter::port);
-        let ports: Vec<u32> = aside.into_iter().chain([self.connection.port()]).collect();
+        let ports = [self.connection.port(), self.forgetter.port()];
         let listener = Listener::open(TABLE_NAME, &ports).map_err(ApplyError::Connect)?;
         self.connection.silence(listener.silencer());
         Ok(listener)
@@ -243,30 +205,15 @@ impl Programmer {
         self.renewals.take_due(Instant::now())
     }
 
-    /// Whether clients are still to be forgotten: by [`Self::settle`], or any next turn, or the thread.
+    /// Whether clients are still to be forgotten.
     pub fn is_unsettled(&self) -> bool {
-        self.forgetting.is_pending()
+        !self.forgetter.is_idle()
     }
 
-    /// Deletes from the memory of session affinity what packets put there while the last change was made. Tells how many
-    /// clients were forgotten.
-    pub fn settle(&mut self) -> usize {
-        self.forgetting.run(&mut self.connection, &self.belief, &Transaction::default(), false)
-    }
-
-    /// Whether clients may dial an address now: it is in the kernel, as far as the last transaction that it took.
-    pub fn is_programmed(&self, address: IpAddr) -> bool {
-        self.programmed.has(address)
-    }
-
-    /// All such addresses, in order.
-    pub fn programmed_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.programmed.addresses()
-    }
-
-    /// Those of them that are not only cluster IPs.
+    /// Addresses other than cluster IPs that clients may dial now: they are in the kernel, as far as the last transaction
+    /// that it took.
     pub const fn external_addresses(&self) -> &AddressSet {
-        self.programmed.external()
+        self.programmed.addresses()
     }
 
     /// Of which families our tables are there, whatever is in them.
@@ -292,10 +239,9 @@ impl Programmer {
     pub fn cleanup(&mut self) -> Result<Vec<Family>, ApplyError> {
         self.belief.forget();
         let there = self.tables()?;
-        let pen = self.forgetting.pen();
-        let _writing = pen.as_ref().map(take);
+        let _writing = self.forgetter.pen();
         self.connection.commit(&write::cleanup_batch(&there)).map_err(ApplyError::Cleanup)?;
-        self.forgetting.nothing_is_left();
+        self.forgetter.nothing_is_left();
         self.programmed = Programmed::default();
         Ok(there)
     }
@@ -336,8 +282,7 @@ impl Programmer {
             (transaction, refused) = self.plan(entries, &Scope::All, node);
         }
         let is_rebuilt = transaction.tables.iter().any(|table| table.is_new);
-        let pen = self.forgetting.pen();
-        let _writing = pen.as_ref().map(take);
+        let _writing = self.forgetter.pen();
         if !transaction.is_empty() {
             if let Err(error) = self.connection.commit(&write::batch(&transaction, self.options)) {
                 if !error.is_untouched() || !self.belief.undo() {
@@ -347,8 +292,7 @@ impl Programmer {
             }
             self.programmed.follow(&transaction);
         }
-        let is_all = *scope == Scope::All;
-        let forgotten = self.forgetting.run(&mut self.connection, &self.belief, &transaction, is_all);
+        self.forgetter.hand_over(&self.belief, &transaction, *scope == Scope::All);
         let was_planned = |key: &EntryKey| scope.keys().is_none_or(|keys| keys.contains(key));
         self.quarantined.retain(|key, reason| !reason.is_partial() || !was_planned(key));
         self.quarantined.extend(refused.into_iter().map(|(key, reason)| (key, reason.into())));
@@ -356,7 +300,6 @@ impl Programmer {
         Ok(Report {
             deleted,
             added,
-            forgotten,
             is_rebuilt,
             removed: removed_frontends(&transaction),
             quarantined: self.quarantined.clone(),
@@ -376,26 +319,6 @@ impl Programmer {
         let skipped = self.quarantined.keys().filter(|key| self.is_left_out(key)).cloned().collect();
         self.belief.update(entries, scope, node, &skipped)
     }
-}
-
-/// The frontends that a transaction takes away for good.
-fn removed_frontends(transaction: &Transaction) -> Vec<FrontendKey> {
-    let mut removed = Vec::new();
-    for table in &transaction.tables {
-        let key = |element: &Element| {
-            let (frontend, protocol) = match element.shared_key()? {
-                SharedKey::Frontend(address, protocol) => (Frontend::Address(address), protocol),
-                SharedKey::NodePort(port, protocol) => (Frontend::NodePort(port), protocol),
-                SharedKey::Hairpin(_) => return None,
-            };
-            Some(FrontendKey { family: table.family, protocol, frontend })
-        };
-        let gone: BTreeSet<FrontendKey> = table.deleted.iter().filter_map(key).collect();
-        let back: BTreeSet<FrontendKey> =
-            if gone.is_empty() { BTreeSet::new() } else { table.added.iter().filter_map(key).collect() };
-        removed.extend(gone.difference(&back));
-    }
-    removed
 }
 
 #[cfg(test)]

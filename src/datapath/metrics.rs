@@ -118,15 +118,14 @@ impl Metrics {
         self.duration.observe(took.as_secs_f64());
         self.added.inc_by(count(report.added));
         self.deleted.inc_by(count(report.deleted));
-        self.forgotten(report.forgotten);
         self.rebuilds.inc_by(u64::from(report.is_rebuilt));
         let left_out = report.quarantined.values().filter(|reason| !reason.is_partial());
         self.quarantined.set(gauge(left_out.count()));
     }
 
-    /// Counts clients whose endpoint is remembered no more.
-    pub fn forgotten(&self, clients: usize) {
-        self.forgotten.inc_by(u64::try_from(clients).unwrap_or(u64::MAX));
+    /// Where clients are counted whose endpoint is remembered no more.
+    pub fn forgotten(&self) -> Counter {
+        self.forgotten.clone()
     }
 
     /// Tells how many Services go without a frontend.

@@ -112,7 +112,7 @@ impl Datapath {
             service_cidrs: BTreeMap::new(),
             lists: Lists::default(),
             desired: Desired::default(),
-            programmer: Programmer::new()?.with_options(options).forgetting_aside(metrics.clone())?,
+            programmer: Programmer::counting(metrics.forgotten())?.with_options(options),
             outputs,
             conflicts: BTreeSet::new(),
             disputes: None,

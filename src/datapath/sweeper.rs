@@ -10,22 +10,19 @@
 mod metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::metrics::Metrics;
+use super::aside::{Aside, Shared, Tasks};
 use super::conntrack::{Fate, Flow, Here, View};
 use super::desired::FrontendKey;
 use super::entry::Frontend;
+use super::looks::{Looks, RETRY};
 use crate::model::{Family, Protocol};
 use crate::netlink::ctnetlink::{Conntrack, ConntrackError, Entry, Filter};
 use crate::runtime::telemetry::chain;
 
-/// When a frontend is looked at, counted from the word on it.
-const LOOKS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(20), Duration::from_secs(1)];
-/// After an error.
-const RETRY: Duration = Duration::from_secs(1);
 /// Each question takes the kernel a walk through its table, some 10 ms where that has 262,144 buckets: as long as it takes
 /// to tell of this many entries.
 const WALK: usize = 10_000;
@@ -35,13 +32,7 @@ const BATCH: usize = 500;
 /// The way to the thread, which ends when this goes.
 #[derive(Debug)]
 pub struct Sweeper {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    waiting: Mutex<Waiting>,
-    wake: Condvar,
+    aside: Aside<Waiting>,
 }
 
 /// What the thread has to do.
@@ -49,21 +40,15 @@ struct Shared {
 struct Waiting {
     fates: BTreeMap<FrontendKey, Word>,
     here: Arc<Here>,
-    /// A whole view is to be looked at; its frontends are among the others.
-    is_whole: bool,
-    is_over: bool,
-    last_number: u64,
+    /// When a whole view is to be looked at; its frontends are among the others.
+    whole: Option<Instant>,
 }
 
 /// The word on a frontend.
 #[derive(Debug)]
 struct Word {
     fate: Fate,
-    /// Tells it from a later word on the same frontend.
-    number: u64,
-    since: Instant,
-    looks: usize,
-    due: Instant,
+    looks: Looks,
 }
 
 impl Sweeper {
@@ -72,136 +57,82 @@ impl Sweeper {
     /// # Errors
     /// When there is no socket, or no thread.
     pub fn start(metrics: Metrics) -> Result<Self, ConntrackError> {
-        let broom = Broom { reader: Conntrack::open()?, writer: Conntrack::open()?, metrics, is_failing: false };
-        let shared = Arc::<Shared>::default();
-        let of_thread = Arc::clone(&shared);
-        thread::Builder::new()
-            .name("sweeper".to_owned())
-            .spawn(move || sweep(&of_thread, broom))
-            .map_err(ConntrackError::Open)?;
-        Ok(Self { shared })
+        let mut broom = Broom { reader: Conntrack::open()?, writer: Conntrack::open()?, metrics, is_failing: false };
+        let aside = Aside::start("sweeper", move |waiting: &Shared<Waiting>, (view, words)| {
+            let result = broom.look(&view);
+            waiting.with(|waiting| match &result {
+                Ok(()) => waiting.looked_at(words),
+                Err(_) => waiting.failed(view.is_whole, words, Instant::now()),
+            });
+            broom.tell(result);
+        });
+        Ok(Self { aside: aside.map_err(ConntrackError::Open)? })
     }
 
     /// Hands over what a turn means for flows. Never waits for the kernel.
     pub fn hand_over(&self, view: View) {
-        if view.is_empty() {
-            return;
+        if !view.is_empty() {
+            self.aside.tell(|waiting| waiting.add(view, Instant::now()));
         }
-        let now = Instant::now();
-        let mut waiting = self.shared.waiting();
-        waiting.last_number += 1;
-        let number = waiting.last_number;
-        waiting.is_whole |= view.is_whole;
-        waiting.here = view.here;
-        for (frontend, fate) in view.fates {
-            let fate = match waiting.fates.remove(&frontend) {
-                Some(before) => before.fate.followed_by(fate),
-                None => fate,
-            };
-            waiting.fates.insert(frontend, Word { fate, number, since: now, looks: 0, due: now });
-        }
-        drop(waiting);
-        self.shared.wake.notify_one();
     }
 
     /// Whether all that was handed over has been looked at as often as it will be.
     pub fn is_idle(&self) -> bool {
-        let waiting = self.shared.waiting();
-        waiting.fates.is_empty() && !waiting.is_whole
+        self.aside.ask(|waiting| waiting.due().is_none())
     }
 }
 
-impl Drop for Sweeper {
-    fn drop(&mut self) {
-        self.shared.waiting().is_over = true;
-        self.shared.wake.notify_one();
-    }
-}
+/// The frontends that are looked at, and since when there is the word on each.
+type Words = BTreeMap<FrontendKey, Instant>;
 
-impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+impl Tasks for Waiting {
+    type Part = (View, Words);
+
+    fn due(&self) -> Option<Instant> {
+        self.fates.values().map(|word| word.looks.due()).chain(self.whole).min()
     }
 
-    /// Waits until something is due, and tells it; nothing when it is over.
-    fn next(&self, not_before: Instant) -> Option<(View, BTreeMap<FrontendKey, u64>)> {
-        let mut waiting = self.waiting();
-        loop {
-            if waiting.is_over {
-                return None;
-            }
-            let now = Instant::now();
-            let due = waiting.due().map(|due| due.max(not_before));
-            match due {
-                Some(due) if due <= now => return Some(waiting.take(now)),
-                Some(due) => {
-                    let (guard, _) = self.wake.wait_timeout(waiting, due - now).unwrap_or_else(PoisonError::into_inner);
-                    waiting = guard;
-                }
-                None => waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
+    fn take(&mut self, now: Instant) -> Self::Part {
+        let is_whole = self.whole.take_if(|due| *due <= now).is_some();
+        let due = self.fates.iter().filter(|(_, word)| is_whole || word.looks.due() <= now);
+        let (fates, words) =
+            due.map(|(frontend, word)| ((*frontend, word.fate.clone()), (*frontend, word.looks.since()))).unzip();
+        (View { fates, here: Arc::clone(&self.here), is_whole }, words)
     }
 }
 
 impl Waiting {
-    fn due(&self) -> Option<Instant> {
-        if self.is_whole {
-            // What belongs to it is due since it was handed over.
-            return self.fates.values().map(|word| word.since).min().or_else(|| Some(Instant::now()));
+    fn add(&mut self, view: View, now: Instant) {
+        if view.is_whole {
+            self.whole = Some(now);
         }
-        self.fates.values().map(|word| word.due).min()
-    }
-
-    fn take(&mut self, now: Instant) -> (View, BTreeMap<FrontendKey, u64>) {
-        let is_whole = std::mem::take(&mut self.is_whole);
-        let due = self.fates.iter().filter(|(_, word)| word.due <= now || is_whole);
-        let (fates, numbers) =
-            due.map(|(frontend, word)| ((*frontend, word.fate.clone()), (*frontend, word.number))).unzip();
-        (View { fates, here: Arc::clone(&self.here), is_whole }, numbers)
+        self.here = view.here;
+        for (frontend, fate) in view.fates {
+            let fate = match self.fates.remove(&frontend) {
+                Some(before) => before.fate.followed_by(fate),
+                None => fate,
+            };
+            self.fates.insert(frontend, Word { fate, looks: Looks::begin(now) });
+        }
     }
 
     /// Plans the next look at what has been looked at, unless there is a newer word on it.
-    fn looked_at(&mut self, numbers: BTreeMap<FrontendKey, u64>) {
-        for (frontend, number) in numbers {
-            let Some(word) = self.fates.get_mut(&frontend).filter(|word| word.number == number) else { continue };
-            word.looks += 1;
-            match LOOKS.get(word.looks).filter(|_| word.fate.may_meet_late_packets()) {
-                Some(after) => word.due = word.since + *after,
-                None => drop(self.fates.remove(&frontend)),
+    fn looked_at(&mut self, words: Words) {
+        for (frontend, since) in words {
+            let Some(word) = self.fates.get_mut(&frontend).filter(|word| word.looks.since() == since) else { continue };
+            if !word.fate.may_meet_late_packets() || !word.looks.made() {
+                self.fates.remove(&frontend);
             }
         }
     }
 
-    fn failed(&mut self, is_whole: bool, numbers: BTreeMap<FrontendKey, u64>) {
-        self.is_whole |= is_whole;
-        let due = Instant::now() + RETRY;
-        for (frontend, number) in numbers {
-            if let Some(word) = self.fates.get_mut(&frontend).filter(|word| word.number == number) {
-                word.due = due;
-            }
+    fn failed(&mut self, is_whole: bool, words: Words, now: Instant) {
+        if is_whole {
+            self.whole.get_or_insert(now + RETRY);
         }
-    }
-}
-
-fn sweep(shared: &Shared, mut broom: Broom) {
-    let mut not_before = Instant::now();
-    while let Some((view, numbers)) = shared.next(not_before) {
-        let start = Instant::now();
-        match broom.look(&view) {
-            Ok(()) => {
-                broom.is_failing = false;
-                shared.waiting().looked_at(numbers);
-                // With a table so large that looking takes long, half of the time is left to others.
-                not_before = Instant::now() + start.elapsed();
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut broom.is_failing, true) {
-                    let error = chain(&error);
-                    tracing::warn!(error, "failed to delete stale connections, will be tried again each second");
-                }
-                shared.waiting().failed(view.is_whole, numbers);
-                not_before = Instant::now() + RETRY;
+        for (frontend, since) in words {
+            if let Some(word) = self.fates.get_mut(&frontend).filter(|word| word.looks.since() == since) {
+                word.looks.failed(now);
             }
         }
     }
@@ -232,6 +163,17 @@ impl Broom {
             }
         }
         Ok(())
+    }
+
+    /// Says once that it fails.
+    fn tell(&mut self, result: Result<(), ConntrackError>) {
+        let had_failed = std::mem::replace(&mut self.is_failing, result.is_err());
+        if let Err(error) = result
+            && !had_failed
+        {
+            let error = chain(&error);
+            tracing::warn!(error, "failed to delete stale connections, will be tried again each second");
+        }
     }
 
     fn delete(&mut self, filter: &Filter, view: &View) -> Result<usize, ConntrackError> {

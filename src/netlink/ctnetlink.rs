@@ -19,8 +19,8 @@ use thiserror::Error;
 
 pub use self::entry::{Entry, Filter};
 use super::datagrams;
+use super::message::{ACKNOWLEDGE, REQUEST, close_message, put_message_header};
 use super::nf_tables::attribute::Attributes;
-use super::nf_tables::batch::{ACKNOWLEDGE, REQUEST, close_message, put_message_header};
 use super::nf_tables::connection::Messages;
 use super::nf_tables::protocol_family;
 use super::nf_tables::read::{DUMP, end_of};

@@ -16,19 +16,21 @@ mod element;
 mod events;
 mod expression;
 mod foreign;
+mod label;
 pub(super) mod read;
 mod set;
 mod structure;
 #[cfg(test)]
 pub(crate) mod test;
 
-pub use batch::{Action, Batch, Chain, Hook, Object, Table};
+pub use batch::{Batch, Chain, Hook, Table};
 pub use connection::{Connection, ConnectionError, Failure, Failures};
 pub use element::{ElementKind, ElementWriter};
 pub use events::{Foreign, Listener, Process, Silencer};
 pub use expression::{Compared, ConntrackKey, Expression, Fib, Header, MetaKey, Register, Verdict};
 
 pub use foreign::ForeignRule;
+pub use label::{Action, Object};
 pub use read::{DumpedElement, DumpedTable};
 pub use set::{Data, Field, Set, SetKind};
 pub use structure::{ChainShape, Structure};

@@ -10,7 +10,7 @@
     reason = "helpers of tests, some of them another test program's"
 )]
 
-mod aside;
+mod forgetting;
 #[path = "../stage/links.rs"]
 mod links;
 #[path = "../stage/namespace.rs"]
@@ -63,6 +63,7 @@ fn a_client_keeps_its_endpoint_over_many_connections_with_every_protocol() {
             let spread = world.connect_often(40, places.client(1), to, protocol);
             assert!(spread.len() > 1, "without affinity all went to {spread:?}");
             world.program(&at_cluster_ip(places, protocol, TIMEOUT), &Scope::All);
+            world.settle();
             let mut all = BTreeSet::new();
             for number in 1..=20 {
                 let pinned = world.connect_often(10, places.client(number), to, protocol);
@@ -122,134 +123,6 @@ fn each_new_connection_begins_the_time_anew_and_without_one_it_ends() {
 }
 
 #[test]
-fn clients_of_an_endpoint_that_goes_move_at_once_and_stay() {
-    in_both_families("removed", |world, places| {
-        let key = places.key("web", Protocol::Tcp);
-        let mut entries = at_cluster_ip(places, Protocol::Tcp, TIMEOUT);
-        world.program(&entries, &Scope::All);
-        let to = places.cluster_ip(80);
-        let before = pins(world, to, places, 40);
-        let gone = before[&places.client(1)];
-        let of_gone = before.values().filter(|endpoint| **endpoint == gone).count();
-        let report = world.change(&mut entries, &key, |entry| {
-            if let Target::Endpoints(endpoints) = &mut entry.cluster {
-                endpoints.remove(&gone);
-            }
-        });
-        assert_eq!(report.forgotten, of_gone);
-        let after = pins(world, to, places, 40);
-        for (client, endpoint) in &before {
-            assert_ne!(after[client], gone, "{client}");
-            assert!(*endpoint == gone || after[client] == *endpoint, "{client} moved from {endpoint} for nothing");
-        }
-        assert_eq!(pins(world, to, places, 40), after);
-        // It comes back, and nobody moves.
-        assert!(world.programmer.is_unsettled());
-        let report = world.change(&mut entries, &key, |entry| entry.cluster = places.endpoints(1..=4));
-        assert_eq!((report.forgotten, world.programmer.is_unsettled()), (0, false));
-        assert_eq!(pins(world, to, places, 40), after);
-        // All endpoints go, and with them all memory.
-        world.change(&mut entries, &key, |entry| entry.cluster = Target::Drop);
-        assert_eq!(world.remembered(places.family).len(), 0);
-    });
-}
-
-#[test]
-fn what_packets_left_behind_during_a_change_is_cleared_away_after_it() {
-    in_both_families("settle", |world, places| {
-        let key = places.key("web", Protocol::Tcp);
-        let mut entries = at_cluster_ip(places, Protocol::Tcp, TIMEOUT);
-        world.program(&entries, &Scope::All);
-        world.change(&mut entries, &key, |entry| entry.cluster = places.endpoints(1..=3));
-        // As if a packet had chosen the fourth before, and was remembered after.
-        let (word, gone) = match places.family {
-            Family::V4 => ("ip", "10.0.1.4 . 8080"),
-            Family::V6 => ("ip6", "fd00:10:1::4"),
-        };
-        let client = places.client(9);
-        let pin = format!("add element {word} steelyard affinity {{ f000:1 . {client} timeout 1h : {gone} }}");
-        world.nft(&["-f", "-"], &pin);
-        assert!(world.programmer.is_unsettled());
-        assert_eq!(world.programmer.settle(), 1);
-        assert!(!world.programmer.is_unsettled());
-        assert_ne!(world.connect(client, places.cluster_ip(80), Protocol::Tcp), places.endpoint(4));
-    });
-}
-
-#[test]
-fn a_table_that_others_deleted_leaves_nothing_to_clear_away() {
-    in_both_families("flushed", |world, places| {
-        let key = places.key("web", Protocol::Tcp);
-        let mut entries = at_cluster_ip(places, Protocol::Tcp, TIMEOUT);
-        world.program(&entries, &Scope::All);
-        pins(world, places.cluster_ip(80), places, 3);
-        world.change(&mut entries, &key, |entry| entry.cluster = places.endpoints(1..=3));
-        world.nft(&["flush", "ruleset"], "");
-        assert_eq!(world.programmer.settle(), 0);
-        assert!(!world.programmer.is_unsettled());
-        assert!(world.program(&entries, &Scope::All).is_rebuilt);
-        assert_eq!(world.connect_often(9, places.client(1), places.cluster_ip(80), Protocol::Tcp).len(), 1);
-    });
-}
-
-#[test]
-fn another_timeout_and_the_end_of_affinity_drop_the_memory() {
-    in_both_families("changes", |world, places| {
-        let key = places.key("web", Protocol::Tcp);
-        let mut entries = at_cluster_ip(places, Protocol::Tcp, TIMEOUT);
-        world.program(&entries, &Scope::All);
-        let to = places.cluster_ip(80);
-        let mut before = pins(world, to, places, 30);
-        for timeout in [Some(60), None, TIMEOUT] {
-            let had_memory = !world.remembered(places.family).is_empty();
-            let report = world.change(&mut entries, &key, |entry| entry.affinity = timeout.map(Duration::from_secs));
-            assert!(!report.is_rebuilt);
-            assert_eq!(report.forgotten, if had_memory { 30 } else { 0 });
-            assert_eq!(world.remembered(places.family).len(), 0);
-            let after = pins(world, to, places, 30);
-            assert_ne!(after, before, "nobody was led elsewhere by {timeout:?}");
-            assert_eq!(pins(world, to, places, 30) == after, timeout.is_some());
-            before = after;
-        }
-        // Gone and back: another id, and no memory.
-        let web = entries.remove(&key).unwrap();
-        let report = world.program(&entries, &Scope::Keys([key.clone()].into()));
-        assert_eq!(report.forgotten, 30);
-        entries.insert(key.clone(), web);
-        world.program(&entries, &Scope::Keys([key].into()));
-        assert_ne!(pins(world, to, places, 30), before);
-    });
-}
-
-#[test]
-fn a_restart_keeps_the_memory_and_clears_what_changed_meanwhile() {
-    in_both_families("restart", |world, places| {
-        let key = places.key("web", Protocol::Tcp);
-        let mut entries = at_cluster_ip(places, Protocol::Tcp, TIMEOUT);
-        let web = entry(&[(places.cluster_ip(81), INTERNAL)], places.endpoints(1..=4), Some(60));
-        entries.insert(places.key("other", Protocol::Tcp), web);
-        world.program(&entries, &Scope::All);
-        let to = places.cluster_ip(80);
-        let before = pins(world, to, places, 40);
-        for _ in 0..2 {
-            world.restart();
-            let report = world.program(&entries, &Scope::All);
-            assert_eq!((report.deleted, report.added, report.forgotten, report.is_rebuilt), (0, 0, 0, false));
-            assert_eq!(pins(world, to, places, 40), before);
-        }
-        let gone = before[&places.client(1)];
-        let Target::Endpoints(endpoints) = &mut entries.get_mut(&key).unwrap().cluster else { panic!() };
-        endpoints.remove(&gone);
-        world.restart();
-        let report = world.program(&entries, &Scope::All);
-        assert_eq!(report.forgotten, before.values().filter(|endpoint| **endpoint == gone).count());
-        let after = pins(world, to, places, 40);
-        assert!(before.iter().all(|(client, endpoint)| *endpoint == gone || after[client] == *endpoint));
-        assert!(after.values().all(|endpoint| *endpoint != gone));
-    });
-}
-
-#[test]
 fn a_full_memory_costs_affinity_and_no_connection() {
     const SIZE: u32 = steelyard::datapath::nft::layout::AFFINITY_SIZE;
     in_both_families("full", |world, places| {
@@ -281,8 +154,9 @@ fn a_full_memory_costs_affinity_and_no_connection() {
         assert!(spread.len() > 1, "who cannot be remembered went to {spread:?} alone");
         assert_eq!(world.connect_often(10, old, to, Protocol::Tcp), [pinned].into(), "who is remembered stays so");
         // A resync clears away what is nobody's, and there is room again.
-        let report = world.program(&at_cluster_ip(places, Protocol::Tcp, TIMEOUT), &Scope::All);
-        assert_eq!((report.forgotten, report.is_rebuilt), (usize::try_from(SIZE).unwrap() - 1, false));
+        world.settle();
+        assert!(!world.program(&at_cluster_ip(places, Protocol::Tcp, TIMEOUT), &Scope::All).is_rebuilt);
+        assert_eq!(world.settle(), usize::try_from(SIZE).unwrap() - 1);
         assert_eq!(world.connect_often(10, places.client(1), to, Protocol::Tcp).len(), 1);
         assert_eq!(world.connect(old, to, Protocol::Tcp), pinned);
     });
@@ -364,6 +238,7 @@ fn endpoints_on_several_ports_are_never_confused() {
                 endpoints.remove(&gone);
             }
         });
+        world.settle();
         for number in 1..=20 {
             assert!(!world.connect_often(3, places.client(number), to, Protocol::Tcp).contains(&gone));
         }

@@ -12,11 +12,11 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollTimeout, poll};
+use prometheus_client::metrics::counter::Counter;
 use steelyard::datapath::apply::{Programmer, Report};
 use steelyard::datapath::entry::{
     EntryKey, ForwardingEntry, Frontend, NodeForwarding, NodePortAddresses, NodePorts, Target, Treatment,
 };
-use steelyard::datapath::metrics::Metrics;
 use steelyard::datapath::plan::Scope;
 use steelyard::datapath::simulate::Packet;
 use steelyard::model::service::TrafficPolicy;
@@ -28,7 +28,7 @@ use crate::namespace::{Namespace, run_program};
 use crate::sockets::{Link, Own};
 use crate::wire::{self, Seen, Sight};
 
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(60);
 
 pub const INTERNAL: Treatment = Treatment::Internal(TrafficPolicy::Cluster);
 pub const EXTERNAL: Treatment = Treatment::External { policy: TrafficPolicy::Cluster, is_filtered: false };
@@ -114,7 +114,11 @@ pub struct World {
     outside: Link,
     pods: Link,
     own: Own,
-    pub programmer: Programmer,
+    programmer: Programmer,
+    /// How many clients were forgotten, by this process and those before it.
+    forgotten: Counter,
+    /// How many of these were told of.
+    told: u64,
     last_port: u16,
     last_tag: u32,
 }
@@ -129,9 +133,20 @@ impl World {
         let behind_pods = ["10.0.0.0/16", "fd00:10::/32"].map(|text| text.parse().unwrap());
         let links = Links::lay(&format!("{purpose}-"), &addresses, behind_pods).unwrap();
         let Links { node, beyond, outside, pods, own } = links;
-        let programmer = node.run(|| Programmer::new().unwrap());
-        let mut world =
-            Self { node, _beyond: beyond, outside, pods, own, programmer, last_port: 1024, last_tag: wire::TAGS };
+        let forgotten = Counter::default();
+        let programmer = node.run(|| Programmer::counting(forgotten.clone()).unwrap());
+        let mut world = Self {
+            node,
+            _beyond: beyond,
+            outside,
+            pods,
+            own,
+            programmer,
+            forgotten,
+            told: 0,
+            last_port: 1024,
+            last_tag: wire::TAGS,
+        };
         // A link that has just come up loses packets for some milliseconds.
         for (from, to) in [("198.18.0.1", "10.0.9.9:9"), ("2001:2::1", "[fd00:10:9::9]:9")] {
             let limit = Instant::now() + LIMIT;
@@ -144,12 +159,7 @@ impl World {
 
     /// A process that starts anew.
     pub fn restart(&mut self) {
-        self.programmer = self.node.run(|| Programmer::new().unwrap());
-    }
-
-    /// As [`Self::restart`], with a thread that forgets, as the agent has it.
-    pub fn restart_with_a_thread(&mut self, metrics: Metrics) {
-        self.programmer = self.node.run(|| Programmer::new().unwrap().forgetting_aside(metrics).unwrap());
+        self.programmer = self.node.run(|| Programmer::counting(self.forgotten.clone()).unwrap());
     }
 
     pub fn program(&mut self, entries: &Entries, scope: &Scope) -> Report {
@@ -191,6 +201,13 @@ impl World {
         let Some((_, elements)) = text.split_once("elements = {") else { return Vec::new() };
         let elements = elements.split_once('}').unwrap().0;
         elements.split(',').map(|element| element.trim().to_owned()).collect()
+    }
+
+    /// Waits until all clients are forgotten that must be, and tells how many that were since this was last asked.
+    pub fn settle(&mut self) -> usize {
+        self.wait_for("the memory is as it should be", |world| !world.programmer.is_unsettled());
+        let before = std::mem::replace(&mut self.told, self.forgotten.get());
+        usize::try_from(self.told - before).unwrap()
     }
 
     /// Where a new connection goes.

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 use steelyard::datapath::apply::Programmer;
 use steelyard::datapath::plan::Scope;
+use steelyard::runtime::telemetry::chain;
 
 use crate::flows::form::{Flow, Scenario};
 use crate::flows::tally::Tally;
@@ -56,7 +57,7 @@ fn run(file: &CaseFile, tally: &mut Tally) {
             let title = format!("{}{suffix}", title_of(case));
             match case_in_family.and_then(|case| Ok((Scenario::read(&case)?, case))) {
                 Ok((scenario, case)) => run_scenario(&title, &scenario, &case, tally),
-                Err(error) => fail_all_flows(&title, case, &error, tally),
+                Err(error) => tally.fail_all_flows(&title, case, &error),
             }
         }
     }
@@ -80,10 +81,10 @@ fn run(file: &CaseFile, tally: &mut Tally) {
 fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tally) {
     let staged = World::of(scenario).and_then(|world| {
         let stage = Stage::raise("", Surroundings::of(scenario, &world))?;
-        let mut programmer = stage.in_node(Programmer::new).map_err(|error| describe(&error))?;
+        let mut programmer = stage.in_node(Programmer::new).map_err(|error| chain(&error))?;
         let report = programmer
             .apply(world.desired.entries(), &Scope::All, world.desired.node())
-            .map_err(|error| describe(&error))?;
+            .map_err(|error| chain(&error))?;
         if let Some((key, reason)) = report.quarantined.first_key_value() {
             return Err(format!("{} is not programmed: {reason}", key.port));
         }
@@ -95,7 +96,7 @@ fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tall
     });
     let mut outcomes = match staged {
         Ok(outcomes) => outcomes.into_iter(),
-        Err(error) => return fail_all_flows(title, case, &error, tally),
+        Err(error) => return tally.fail_all_flows(title, case, &error),
     };
     for (name, flow) in &scenario.flows {
         let result = flow.clone().and_then(|_| outcomes.next().unwrap_or_else(|| Err("was not sent".to_owned())));
@@ -130,27 +131,4 @@ fn send_as_new_clients(stage: &Stage, flows: &[&Flow]) -> Result<Vec<Result<(), 
     let outcomes = flows.iter().map(observe).collect::<Result<_, String>>()?;
     stage.check_priority()?;
     Ok(outcomes)
-}
-
-/// An error with its sources.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
-/// A scenario that cannot be staged fails as often as it has flows.
-fn fail_all_flows(title: &str, case: &Value, error: &str, tally: &mut Tally) {
-    match case.get("flows").and_then(Value::as_array) {
-        Some(flows) if !flows.is_empty() => {
-            for flow in flows {
-                tally.fail(format_args!("{title}: {}", title_of(flow)), error);
-            }
-        }
-        Some(_) | None => tally.fail(title, error),
-    }
 }

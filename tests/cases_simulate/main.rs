@@ -52,7 +52,7 @@ fn run(file: &CaseFile, tally: &mut Tally) {
             let title = format!("{}{suffix}", title_of(case));
             match case_in_family.and_then(|case| Ok((Scenario::read(&case)?, case))) {
                 Ok((scenario, case)) => run_scenario(&title, &scenario, &case, tally),
-                Err(error) => fail_all_flows(&title, case, &error, tally),
+                Err(error) => tally.fail_all_flows(&title, case, &error),
             }
         }
     }
@@ -87,7 +87,7 @@ fn run(file: &CaseFile, tally: &mut Tally) {
 fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tally) {
     let world = match World::of(scenario) {
         Ok(world) => world,
-        Err(error) => return fail_all_flows(title, case, &error, tally),
+        Err(error) => return tally.fail_all_flows(title, case, &error),
     };
     for (name, flow) in &scenario.flows {
         let result = flow.clone().and_then(|flow| {
@@ -99,17 +99,5 @@ fn run_scenario(title: &str, scenario: &Scenario, case: &Value, tally: &mut Tall
             })
         });
         tally.record(format_args!("{title}: {name}"), result);
-    }
-}
-
-/// A scenario that cannot be read fails as often as it has flows.
-fn fail_all_flows(title: &str, case: &Value, error: &str, tally: &mut Tally) {
-    match case.get("flows").and_then(Value::as_array) {
-        Some(flows) if !flows.is_empty() => {
-            for flow in flows {
-                tally.fail(format_args!("{title}: {}", title_of(flow)), error);
-            }
-        }
-        Some(_) | None => tally.fail(title, error),
     }
 }

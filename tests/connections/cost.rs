@@ -15,6 +15,7 @@ use steelyard::netlink::ctnetlink::{Conntrack, Filter};
 
 use crate::agent::{State, service, slice};
 use crate::endpoints::Server;
+use crate::namespace::run_program;
 use crate::stage::{LIMIT, Place, Stage, wait};
 use crate::udp::{Client, Heard, Times};
 
@@ -39,7 +40,7 @@ struct Cleared<'a>(&'a Stage);
 
 impl Drop for Cleared<'_> {
     fn drop(&mut self) {
-        self.0.node.program("conntrack", "--flush");
+        self.0.node.run(|| run_program("conntrack", &["--flush"], "")).unwrap();
     }
 }
 
@@ -47,7 +48,7 @@ impl Drop for Cleared<'_> {
 fn two_hundred_thousand_other_entries_keep_no_client_waiting() {
     let stage = Stage::new(Family::V4);
     let _cleared = Cleared(&stage);
-    stage.node.set(&[("netfilter/nf_conntrack_udp_timeout", "3000")]);
+    stage.node.set(&[("netfilter/nf_conntrack_udp_timeout", "3000")]).unwrap();
     let _servers: Vec<Server> =
         (1..=2).map(|number| Server::start(&stage.pods, stage.endpoint(number, PORT))).collect();
     let endpoints = |number| slice(&[(stage.endpoint(number, PORT), State::Ready)]);
@@ -88,7 +89,7 @@ fn two_hundred_thousand_other_entries_keep_no_client_waiting() {
 fn fifty_thousand_stale_entries_go_together() {
     let stage = Stage::new(Family::V4);
     let _cleared = Cleared(&stage);
-    stage.node.set(&[("netfilter/nf_conntrack_udp_timeout", "3000")]);
+    stage.node.set(&[("netfilter/nf_conntrack_udp_timeout", "3000")]).unwrap();
     stage.agent().lists(vec![], vec![]);
     // Datagrams of many ports to one address.
     let raw = stage.client.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Kind::UDP)).unwrap());

@@ -14,6 +14,8 @@ mod agent;
 mod cost;
 mod endpoints;
 mod invalid;
+#[path = "../stage/namespace.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests, each of which uses a part")]
 mod namespace;
 mod stage;
 mod tcp;

@@ -8,13 +8,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use steelyard::model::Family;
 
 use crate::agent::Agent;
-use crate::namespace::{Namespace, program};
+use crate::namespace::{Namespace, prepare, run_program};
 
 /// How long a thing may take that is not measured.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
@@ -56,23 +56,27 @@ impl Stage {
     pub(crate) fn without_agent(family: Family) -> Self {
         // What others do on this machine shall not show in the figures. Threads begun from here on have it too.
         let thread = nix::unistd::gettid().to_string();
-        program("renice", &["-n", "-19", "-p", &thread], "");
+        run_program("renice", &["-n", "-19", "-p", &thread], "").unwrap();
         // Nor what other tests do, which measure milliseconds too.
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let test = format!("{}-{number}", std::process::id());
-        let [client, node, pods] = ["client", "node", "pods"].map(|purpose| Namespace::new(&test, purpose));
+        static PREPARED: Once = Once::new();
+        PREPARED.call_once(|| prepare().unwrap());
+        let [client, node, pods] =
+            ["client", "node", "pods"].map(|purpose| Namespace::new(&format!("{number}-{purpose}")).unwrap());
         for namespace in [&client, &node, &pods] {
-            namespace.set(&[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")]);
+            namespace.ip("link set lo up\n").unwrap();
+            namespace.set(&[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")]).unwrap();
         }
         for (device, far, number) in [("client", &client, 1), ("pods", &pods, 2)] {
             let (own, theirs) = (format!("02:00:00:00:0{number}:01"), format!("02:00:00:00:0{number}:02"));
             let far = far.name();
             node.ip(&format!(
                 "link add {device} address {own} type veth peer name node address {theirs} netns {far}\n"
-            ));
+            ))
+            .unwrap();
         }
         for (namespace, device, addresses) in [
             (&client, "node", vec!["198.51.100.9/24", "2001:db8:100::9/64"]),
@@ -82,18 +86,18 @@ impl Stage {
         ] {
             for address in addresses {
                 let nodad = if address.contains(':') { " nodad" } else { "" };
-                namespace.ip(&format!("addr add {address} dev {device}{nodad}\n"));
+                namespace.ip(&format!("addr add {address} dev {device}{nodad}\n")).unwrap();
             }
-            namespace.ip(&format!("link set {device} up\n"));
+            namespace.ip(&format!("link set {device} up\n")).unwrap();
         }
         for number in 11..=14 {
-            pods.ip(&format!("addr add 10.244.1.{number}/24 dev node\n"));
-            pods.ip(&format!("addr add fd00:244:1::{number}/64 dev node nodad\n"));
+            pods.ip(&format!("addr add 10.244.1.{number}/24 dev node\n")).unwrap();
+            pods.ip(&format!("addr add fd00:244:1::{number}/64 dev node nodad\n")).unwrap();
         }
         for (namespace, v4, v6) in
             [(&client, "198.51.100.1", "2001:db8:100::1"), (&pods, "10.244.1.1", "fd00:244:1::1")]
         {
-            namespace.ip(&format!("route add default via {v4}\nroute add ::/0 via {v6}\n"));
+            namespace.ip(&format!("route add default via {v4}\nroute add ::/0 via {v6}\n")).unwrap();
         }
         // Each knows the other's: a link that has just come up loses what asks for it, for a second.
         for (namespace, device, theirs, addresses) in [
@@ -102,30 +106,32 @@ impl Stage {
             (&pods, "node", "02:00:00:00:02:01", &["10.244.1.1", "fd00:244:1::1"]),
         ] {
             for address in addresses {
-                namespace.ip(&format!("neigh replace {address} lladdr {theirs} nud permanent dev {device}\n"));
+                namespace.ip(&format!("neigh replace {address} lladdr {theirs} nud permanent dev {device}\n")).unwrap();
             }
         }
         for number in 11..=14 {
             for address in [format!("10.244.1.{number}"), format!("fd00:244:1::{number}")] {
-                node.ip(&format!("neigh replace {address} lladdr 02:00:00:00:02:02 nud permanent dev pods\n"));
+                node.ip(&format!("neigh replace {address} lladdr 02:00:00:00:02:02 nud permanent dev pods\n")).unwrap();
             }
         }
-        node.ip("route add 203.0.113.7 via 10.244.1.11\nroute add 2001:db8:7::7 via fd00:244:1::11\n");
+        node.ip("route add 203.0.113.7 via 10.244.1.11\nroute add 2001:db8:7::7 via fd00:244:1::11\n").unwrap();
         node.set(&[
             ("ipv4/ip_forward", "1"),
             ("ipv6/conf/all/forwarding", "1"),
             // Each of many packets shall be answered.
             ("ipv4/icmp_ratemask", "0"),
             ("ipv6/icmp/ratemask", "200"),
-        ]);
+        ])
+        .unwrap();
         // Where a packet goes that nobody translates: to somewhere that is silent.
-        node.ip(&format!("link add nowhere type veth peer name void netns {}\n", pods.name()));
-        pods.ip("link set void up\n");
+        node.ip(&format!("link add nowhere type veth peer name void netns {}\n", pods.name())).unwrap();
+        pods.ip("link set void up\n").unwrap();
         node.ip("link set nowhere up\n\
              neigh add 192.0.2.254 lladdr 02:00:00:00:00:99 nud permanent dev nowhere\n\
              neigh add 2001:db8:200::fe lladdr 02:00:00:00:00:99 nud permanent dev nowhere\n\
              route add default via 192.0.2.254 dev nowhere onlink\n\
-             route add ::/0 via 2001:db8:200::fe dev nowhere onlink\n");
+             route add ::/0 via 2001:db8:200::fe dev nowhere onlink\n")
+            .unwrap();
         Self { family, client, node, pods, agent: None, grace: None, drop_invalid: false, _alone: alone }
     }
 

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::agent::{State, service, slice, slice_of};
 use crate::endpoints::Server;
 use crate::invalid::send_segment;
+use crate::namespace::run_program;
 use crate::stage::{LIMIT, Place, Stage, VARIANTS, on_a_busy_machine, wait};
 
 const PORT: u16 = 8080;
@@ -109,13 +110,13 @@ impl Connection {
 
 /// As many tracked connections as there are to an endpoint.
 fn tracked(scene: &Scene, number: u8) -> usize {
-    let address = scene.stage.endpoint(number, PORT).ip();
+    let address = scene.stage.endpoint(number, PORT).ip().to_string();
     let family = match scene.stage.family {
         steelyard::model::Family::V4 => "ipv4",
         steelyard::model::Family::V6 => "ipv6",
     };
-    let listing =
-        scene.stage.node.program("conntrack", &format!("-L -p tcp -f {family} -r {address} --state ESTABLISHED"));
+    let arguments = ["-L", "-p", "tcp", "-f", family, "-r", &address, "--state", "ESTABLISHED"];
+    let listing = scene.stage.node.run(|| run_program("conntrack", &arguments, "")).unwrap();
     listing.lines().filter(|line| line.contains("tcp")).count()
 }
 

@@ -7,7 +7,7 @@ use std::process::Child;
 
 use ipnet::IpNet;
 use steelyard::datapath::settings::{DetectLocal, NodePortSelector, Settings};
-use steelyard_lab::api_server::spawn;
+use steelyard_lab::api_server::{kube_proxy_config, last_lines, spawn};
 
 use crate::relay;
 use crate::stage::namespace::Namespace;
@@ -61,26 +61,9 @@ impl Proxy {
     pub fn kube_proxy(at: &Namespace, program: &Path, folder: &Path, flags: &Flags) -> Result<Self, String> {
         let quoted = |texts: &[String]| texts.iter().map(|text| format!("'{text}'")).collect::<Vec<_>>().join(", ");
         let cidrs: Vec<String> = flags.cluster_cidrs.iter().map(ToString::to_string).collect();
-        let config = format!(
-            "apiVersion: kubeproxy.config.k8s.io/v1alpha1
-kind: KubeProxyConfiguration
-clientConnection: {{kubeconfig: '{kubeconfig}', qps: 100, burst: 200}}
-mode: nftables
-detectLocalMode: ClusterCIDR
-clusterCIDR: '{cidrs}'
-hostnameOverride: {NODE}
-healthzBindAddress: 127.0.0.1:10256
-metricsBindAddress: 127.0.0.1:10249
-nodePortAddresses: [{node_ports}]
-nftables: {{masqueradeAll: {masquerade_all}, minSyncPeriod: 10ms, syncPeriod: 30s}}
-# The table's size is the whole machine's.
-conntrack: {{maxPerCore: 0, min: 0}}
-",
-            kubeconfig = folder.join("proxies.kubeconfig").display(),
-            cidrs = cidrs.join(","),
-            node_ports = quoted(&flags.node_port_addresses),
-            masquerade_all = flags.masquerade_all,
-        );
+        let nftables = format!("masqueradeAll: {}, syncPeriod: 30s", flags.masquerade_all);
+        let mut config = kube_proxy_config(&folder.join("proxies.kubeconfig"), NODE, &cidrs.join(","), &nftables);
+        config.push_str(&format!("nodePortAddresses: [{}]\n", quoted(&flags.node_port_addresses)));
         let path = folder.join("kube-proxy.yaml");
         fs::write(&path, config).map_err(|error| format!("failed to write {}: {error}", path.display()))?;
         let command = vec![program.display().to_string(), format!("--config={}", path.display()), "-v=2".to_owned()];
@@ -118,9 +101,7 @@ conntrack: {{maxPerCore: 0, min: 0}}
 
     /// The end of its log.
     pub fn last_lines(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().rev().take(15).collect();
-        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+        last_lines(&self.log)
     }
 }
 

@@ -15,6 +15,7 @@ mod crds;
 mod failover;
 mod install;
 mod load;
+mod server;
 mod services;
 mod under_load;
 mod web;

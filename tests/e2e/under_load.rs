@@ -15,6 +15,7 @@ use serde_json::Value;
 use steelyard_lab::{Lab, Member, Place, wait};
 
 use crate::load::{Account, Established, Failed, Load, WORKERS, Way};
+use crate::server::Server;
 use crate::web::{NAMESPACE, SETTLE, TestService, announcer, lab, pods, wait_until_answers};
 
 const OURS: &str = "steelyard-system";
@@ -28,26 +29,8 @@ const EXTERNAL_IP: &str = "203.0.113.9";
 
 /// A server as users deploy one that must not lose a request: what runs goes only when its successor is ready, and is still
 /// there for a while after it was told to end, until everybody knows.
-const ROLLING: &str = r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: rolling, namespace: e2e}
-spec:
-  replicas: 3
-  strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}}
-  selector: {matchLabels: {app: rolling}}
-  template:
-    metadata: {labels: {app: rolling}}
-    spec:
-      terminationGracePeriodSeconds: 20
-      topologySpreadConstraints:
-        - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: rolling}}}
-      containers:
-        - name: web
-          image: registry.k8s.io/e2e-test-images/agnhost:2.63.0
-          args: [netexec, --http-port=8080, --delay-shutdown=8]
-          readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
-"#;
+const ROLLING: Server =
+    Server { namespace: "e2e", name: "rolling", replicas: 3, when_crowded: "ScheduleAnyway", is_gentle: true };
 
 /// A Service under load: the node on which the load meets it, and the ways to it.
 struct Scene {
@@ -170,7 +153,7 @@ fn go_on(span: Duration, mut meanwhile: impl FnMut()) {
 fn roll(policy: &str, name: &'static str) {
     let (lab, _alone) = lab();
     let _diagnosis = lab.diagnose_on_panic(&[NAMESPACE, OURS]);
-    lab.apply(ROLLING).unwrap();
+    lab.apply(&ROLLING.yaml()).unwrap();
     let rollout = |verb: &str, more: &[&str]| {
         lab.kubectl(&[&["-n", NAMESPACE, "rollout", verb, "deployment/rolling"], more].concat()).unwrap()
     };

@@ -8,6 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 use steelyard_lab::{Datapath, Error, Lab, Member, Place, Vantage, wait};
 
+use crate::server::Server;
+
 /// How long one request may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(3);
 /// How long the cluster may take to follow a change.
@@ -16,8 +18,8 @@ pub(crate) const SETTLE: Duration = Duration::from_secs(30);
 /// The namespace of everything here.
 pub(crate) const NAMESPACE: &str = "e2e";
 
-/// A pool for everybody, one for those who ask, and a test server, twice on every node.
-const WEB: &str = r#"
+/// A pool for everybody, and one for those who ask.
+const POOLS: &str = r#"
 apiVersion: v1
 kind: Namespace
 metadata: {name: e2e}
@@ -35,25 +37,11 @@ spec: {addresses: [192.0.2.240/30, "2001:db8:1::f200/126"], autoAssign: false, c
 apiVersion: steelyard.dev/v1alpha1
 kind: L2Advertisement
 metadata: {name: e2e}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web, namespace: e2e}
-spec:
-  replicas: 6
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      topologySpreadConstraints:
-        - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}
-      containers:
-        - name: web
-          image: registry.k8s.io/e2e-test-images/agnhost:2.63.0
-          args: [netexec, --http-port=8080, --udp-port=8081]
-          readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
 "#;
+
+/// Twice on every node.
+const WEB: Server =
+    Server { namespace: NAMESPACE, name: "web", replicas: 6, when_crowded: "DoNotSchedule", is_gentle: false };
 
 /// The lab with the test servers on it. Tests change what all share, so one runs at a time: hold on to the guard.
 pub(crate) fn lab() -> (&'static Lab, MutexGuard<'static, ()>) {
@@ -62,7 +50,8 @@ pub(crate) fn lab() -> (&'static Lab, MutexGuard<'static, ()>) {
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let lab = Lab::shared(Datapath::Steelyard).unwrap();
     WEB_IS_THERE.call_once(|| {
-        lab.apply(WEB).unwrap();
+        lab.apply(POOLS).unwrap();
+        lab.apply(&WEB.yaml()).unwrap();
         lab.kubectl(&["-n", NAMESPACE, "rollout", "status", "deployment/web", "--timeout=90s"]).unwrap();
     });
     (lab, alone)

@@ -4,6 +4,10 @@ use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
+use serde_json::Value;
+
+use super::title_of;
+
 /// Results so far.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -25,6 +29,18 @@ impl Tally {
     pub fn fail(&mut self, name: impl fmt::Display, reason: impl fmt::Display) {
         self.failed += 1;
         say(format_args!("FAILED  {name}: {reason}"));
+    }
+
+    /// Counts a scenario that cannot be read or staged: it fails as often as it has flows.
+    pub fn fail_all_flows(&mut self, title: &str, case: &Value, error: &str) {
+        match case.get("flows").and_then(Value::as_array) {
+            Some(flows) if !flows.is_empty() => {
+                for flow in flows {
+                    self.fail(format_args!("{title}: {}", title_of(flow)), error);
+                }
+            }
+            Some(_) | None => self.fail(title, error),
+        }
     }
 
     /// Counts a case that this runner does not try.

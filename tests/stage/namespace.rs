@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns};
 use nix::unistd::{Pid, geteuid};
@@ -71,17 +71,25 @@ impl Namespace {
         &self.name
     }
 
-    /// Runs something in it, in a thread of its own.
+    /// Runs something in it, in a thread of its own, and waits for it.
     pub fn run<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace has just been made");
-        let joined = thread::scope(|scope| {
-            let job = || {
-                setns(&file, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
-                job()
-            };
-            scope.spawn(job).join()
-        });
+        let job = self.inside(job);
+        let joined = thread::scope(|scope| scope.spawn(job).join());
         joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Runs something in it, in a thread of its own.
+    pub fn spawn<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        thread::spawn(self.inside(job))
+    }
+
+    /// Something that enters it first.
+    fn inside<T, F: FnOnce() -> T>(&self, job: F) -> impl FnOnce() -> T + use<T, F> {
+        let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace has just been made");
+        move || {
+            setns(&file, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
+            job()
+        }
     }
 
     /// Runs commands of `ip` in it.

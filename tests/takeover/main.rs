@@ -13,6 +13,8 @@
 #[allow(dead_code, reason = "the end-to-end tests ask for more of it")]
 #[path = "../e2e/load.rs"]
 mod load;
+#[path = "../e2e/server.rs"]
+mod server;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -21,11 +23,14 @@ use serde_json::Value;
 use steelyard_lab::{Datapath, Lab, Member, Options, Place, Progress, steelyard_binary, wait};
 
 use load::{Established, Load, Way};
+use server::Server;
 
 const SETTLE: Duration = Duration::from_secs(60);
 const NAMESPACE: &str = "takeover";
 const OURS: &str = "steelyard-system";
 
+const WEB: Server =
+    Server { namespace: NAMESPACE, name: "web", replicas: 4, when_crowded: "DoNotSchedule", is_gentle: false };
 const OBJECTS: &str = r#"
 apiVersion: v1
 kind: Namespace
@@ -48,24 +53,6 @@ spec:
   ipFamilyPolicy: RequireDualStack
   selector: {app: web}
   ports: [{name: http, port: 80, targetPort: 8080}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web, namespace: takeover}
-spec:
-  replicas: 4
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      topologySpreadConstraints:
-        - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}
-      containers:
-        - name: web
-          image: registry.k8s.io/e2e-test-images/agnhost:2.63.0
-          args: [netexec, --http-port=8080]
-          readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
 "#;
 
 /// Two Services that want one address and port: the older has it.
@@ -143,6 +130,7 @@ fn kube_proxy_is_stood_aside_for_and_then_succeeded_without_a_lost_connection() 
         assert!(!tables(&lab, node).contains("steelyard"), "nothing of ours is in the kernel of {node}");
     }
     lab.apply(OBJECTS).unwrap();
+    lab.apply(&WEB.yaml()).unwrap();
     lab.kubectl(&["-n", NAMESPACE, "rollout", "status", "deployment/web", "--timeout=90s"]).unwrap();
     let addresses: Vec<IpAddr> = wait("two addresses", SETTLE, || {
         let ingress = service(&lab, "web")["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();

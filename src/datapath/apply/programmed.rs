@@ -1,5 +1,6 @@
-//! Which addresses the kernel has, as far as the transactions go that it took: kept up element by element, since nobody may
-//! walk tens of thousands of them at each change.
+//! Which addresses of load balancers and externalIPs the kernel has, as far as the transactions go that it took: kept up
+//! element by element, since nobody may walk tens of thousands of them at each change. Cluster IPs do not count: nobody
+//! announces one.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,17 +11,11 @@ use crate::model::Family;
 use crate::model::flat::pack;
 use crate::model::programmed::AddressSet;
 
-/// How many ports of each address are in the kernel, and of which addresses others than cluster IPs.
+/// The addresses, and how many ports of each are in the kernel.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Programmed {
-    counts: BTreeMap<IpAddr, Ports>,
-    external: AddressSet,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Ports {
-    all: usize,
-    external: usize,
+    ports: BTreeMap<IpAddr, usize>,
+    addresses: AddressSet,
 }
 
 impl Programmed {
@@ -30,65 +25,49 @@ impl Programmed {
             if table.is_new {
                 self.forget(table.family);
             }
-            for element in &table.deleted {
-                self.change(element, |count| count.saturating_sub(1));
-            }
-            for element in &table.added {
-                self.change(element, |count| count + 1);
-            }
+            table.deleted.iter().for_each(|element| self.remove(element));
+            table.added.iter().for_each(|element| self.insert(element));
         }
     }
 
     /// Takes in what the kernel was found to have of a family.
     pub(super) fn observe(&mut self, family: Family, found: Option<&Found>) {
         self.forget(family);
-        for element in found.into_iter().flat_map(|found| &found.elements) {
-            self.change(element, |count| count + 1);
-        }
+        found.into_iter().flat_map(|found| &found.elements).for_each(|element| self.insert(element));
     }
 
     fn forget(&mut self, family: Family) {
-        self.counts.retain(|address, _| Family::of(*address) != family);
-        self.external = self.external.iter().filter(|address| Family::of(*address) != family).collect();
+        self.ports.retain(|address, _| Family::of(*address) != family);
+        self.addresses = self.addresses.iter().filter(|address| Family::of(*address) != family).collect();
     }
 
-    fn change(&mut self, element: &Element, change: fn(usize) -> usize) {
-        let (Some(SharedKey::Frontend(address, _)), Some(value)) = (element.shared_key(), element.frontend_value())
-        else {
-            return;
-        };
-        let address = address.ip();
-        let ports = self.counts.entry(address).or_default();
-        let was_external = ports.external > 0;
-        ports.all = change(ports.all);
-        if !value.is_internal() {
-            ports.external = change(ports.external);
-        }
-        match (was_external, ports.external > 0) {
-            (false, true) => self.external.insert(address),
-            (true, false) => self.external.remove(address),
-            (false, false) | (true, true) => {}
-        }
-        if ports.all == 0 {
-            self.counts.remove(&address);
+    fn insert(&mut self, element: &Element) {
+        let Some(address) = external(element) else { return };
+        *self.ports.entry(address).or_default() += 1;
+        self.addresses.insert(address);
+    }
+
+    fn remove(&mut self, element: &Element) {
+        let Some(address) = external(element) else { return };
+        let Some(ports) = self.ports.get_mut(&address) else { return };
+        *ports -= 1;
+        if *ports == 0 {
+            self.ports.remove(&address);
+            self.addresses.remove(address);
         }
     }
 
     pub(super) fn pack(&mut self) {
-        pack(&mut self.counts);
+        pack(&mut self.ports);
     }
 
-    pub(super) fn has(&self, address: IpAddr) -> bool {
-        self.counts.contains_key(&address)
+    pub(super) const fn addresses(&self) -> &AddressSet {
+        &self.addresses
     }
+}
 
-    /// All of them, in order.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.counts.keys().copied()
-    }
-
-    /// Those that are not only cluster IPs.
-    pub(super) const fn external(&self) -> &AddressSet {
-        &self.external
-    }
+/// The address, if it is an element of one that is not a cluster IP.
+fn external(element: &Element) -> Option<IpAddr> {
+    let Some(SharedKey::Frontend(address, _)) = element.shared_key() else { return None };
+    element.frontend_value().filter(|value| !value.is_internal()).map(|_| address.ip())
 }

@@ -9,7 +9,7 @@ mod refusal;
 use std::time::Duration;
 
 use super::*;
-use crate::datapath::entry::{NodePortAddresses, NodePorts, Treatment};
+use crate::datapath::entry::{Frontend, NodePortAddresses, NodePorts, Treatment};
 use crate::datapath::nft::compose::test::{EXTERNAL, EXTERNAL_LOCAL, INTERNAL, entry, key, target};
 use crate::model::service::TrafficPolicy;
 use crate::model::{Family, Protocol};

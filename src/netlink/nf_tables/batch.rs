@@ -13,10 +13,12 @@ use std::fmt;
 use super::attribute::{close_nested, open_nested, put, put_nested, put_text, put_u32};
 use super::element::{ElementKind, ElementWriter};
 use super::expression::{Expression, InlineSet};
+use super::label::{Action, Label, Object};
 use super::set::{Data, Field, Set};
 use super::structure::Structure;
 use super::{family_word, protocol_family};
 use crate::model::Family;
+use crate::netlink::message::{ACKNOWLEDGE, REQUEST, close_message, put_message_header};
 
 /// `NFNL_SUBSYS_NFTABLES`, also the resource that a batch is for.
 pub(super) const SUBSYSTEM: u8 = 10;
@@ -33,8 +35,6 @@ const DELETE_SET: u8 = 11;
 const NEW_ELEMENTS: u8 = 12;
 const DELETE_ELEMENTS: u8 = 14;
 
-pub(in crate::netlink) const REQUEST: u16 = 0x1;
-pub(in crate::netlink) const ACKNOWLEDGE: u16 = 0x4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
@@ -76,58 +76,6 @@ pub struct Hook {
     pub number: u32,
     /// Order among the chains of one hook, lowest first.
     pub priority: i32,
-}
-
-/// What a message does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Creates the object where it does not exist.
-    Add,
-    /// Deletes it; it must exist.
-    Delete,
-}
-
-/// What a message is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Object {
-    /// A table.
-    Table,
-    /// A chain by name.
-    Chain(Cow<'static, str>),
-    /// The n-th rule of a chain, from 1.
-    Rule(String, usize),
-    /// The rules of all chains.
-    Rules,
-    /// A set or map by name.
-    Set(&'static str),
-    /// Elements of a set or map by name.
-    Elements(&'static str),
-}
-
-/// The name of a message, for errors.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Label {
-    action: Action,
-    table: Table,
-    object: Object,
-}
-
-impl fmt::Display for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { action, table, object } = self;
-        f.write_str(match action {
-            Action::Add => "add ",
-            Action::Delete => "delete ",
-        })?;
-        match object {
-            Object::Table => write!(f, "table {table}"),
-            Object::Chain(chain) => write!(f, "chain {table} {chain}"),
-            Object::Rule(chain, index) => write!(f, "rule {index} of chain {table} {chain}"),
-            Object::Rules => write!(f, "rules of table {table}"),
-            Object::Set(set) => write!(f, "set {table} {set}"),
-            Object::Elements(set) => write!(f, "elements of {table} {set}"),
-        }
-    }
 }
 
 /// A transaction in the making.
@@ -421,31 +369,6 @@ fn put_batch_message(out: &mut Vec<u8>, kind: u16, sequence: u32) {
     let start = out.len();
     put_message_header(out, kind, REQUEST, sequence, 0, u16::from(SUBSYSTEM));
     close_message(out, start);
-}
-
-/// `struct nlmsghdr` (machine order), then `struct nfgenmsg` (its resource in network order).
-pub(in crate::netlink) fn put_message_header(
-    out: &mut Vec<u8>,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    protocol_family: u8,
-    resource: u16,
-) {
-    out.extend_from_slice(&0u32.to_ne_bytes());
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(&flags.to_ne_bytes());
-    out.extend_from_slice(&sequence.to_ne_bytes());
-    out.extend_from_slice(&0u32.to_ne_bytes());
-    out.extend_from_slice(&[protocol_family, 0]);
-    out.extend_from_slice(&resource.to_be_bytes());
-}
-
-pub(in crate::netlink) fn close_message(out: &mut [u8], start: usize) {
-    let length = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
-    if let Some(field) = out.get_mut(start..start + 4) {
-        field.copy_from_slice(&length.to_ne_bytes());
-    }
 }
 
 #[cfg(test)]

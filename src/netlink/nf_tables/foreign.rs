@@ -1,8 +1,9 @@
 //! What others left in nf_tables: which chains a table has, which rules lead where, and their deletion.
 
 use super::attribute::{Attributes, put, put_text};
-use super::batch::{Action, Batch, Object, Table};
+use super::batch::{Batch, Table};
 use super::connection::{Connection, ConnectionError};
+use super::label::{Action, Object};
 use super::read::DUMP;
 
 const GET_CHAIN: u8 = 4;

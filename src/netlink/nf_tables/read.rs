@@ -9,11 +9,12 @@ use netlink_sys::SocketAddr;
 use nix::errno::Errno;
 
 use super::attribute::{Attributes, put_text};
-use super::batch::{REQUEST, SUBSYSTEM, Table, close_message, put_message_header};
+use super::batch::{SUBSYSTEM, Table};
 use super::connection::{Connection, ConnectionError, DONE, Failure, Failures, Message, Messages};
 use super::element::{DATA_VALUE, INTERVAL_END};
 use super::protocol_family;
 use crate::model::Family;
+use crate::netlink::message::{REQUEST, close_message, put_message_header};
 
 const GET_TABLE: u8 = 1;
 const GET_SET: u8 = 10;
@@ -105,9 +106,9 @@ impl Connection {
 
     /// All elements of a set or map, in the order of their keys.
     ///
-    /// The kernel's hash, where it has no size, may be growing while it is walked, just after many elements came: each part of the walk goes on
-    /// behind as many elements as were seen, so that some are named twice and as many not at all. It is walked again then;
-    /// where packets add elements all the time, the last walk has to do.
+    /// The kernel's hash, where it has no size, may be growing while it is walked, just after many elements came: each part
+    /// of the walk goes on behind as many elements as were seen, so that some are named twice and as many not at all. It is
+    /// walked again then; where packets add elements all the time, the last walk has to do.
     ///
     /// # Errors
     ///

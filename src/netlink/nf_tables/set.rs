@@ -1,8 +1,8 @@
-//! Sets and maps: what their keys and values consist of, for the kernel and for `nft list`.
+//! Sets and maps: what their keys and values consist of.
 //!
-//! The kernel needs lengths only. `nft` also wants a type, which it packs from six bits per field, and in the userdata
-//! the expression that each field was declared `typeof`: without it a listing prints raw numbers or does not load again.
-//! Both are written as `nft` 1.0.6 writes them.
+//! The kernel needs lengths only. `nft` also wants a type, which it packs from six bits per field, and the userdata.
+
+mod userdata;
 
 use super::attribute::{put, put_nested, put_text, put_u32};
 use crate::model::Family;
@@ -90,39 +90,6 @@ impl Field {
             Self::Port => 2,
         }
     }
-
-    /// nft's `enum byteorder`: 1 the machine's, 2 the network's.
-    const fn byte_order(self) -> u32 {
-        match self {
-            Self::Source(_) | Self::Destination(_) | Self::Port => 2,
-            Self::Protocol | Self::Priority | Self::Slot => 1,
-        }
-    }
-
-    /// The expression of `typeof`, as nft keeps it: its kind, then what only this kind knows.
-    fn typeof_userdata(self) -> Vec<u8> {
-        const PAYLOAD: u32 = 7;
-        const META: u32 = 9;
-        const NUMGEN: u32 = 23;
-        const IP: u32 = 12;
-        const IP6: u32 = 13;
-        const TRANSPORT: u32 = 11;
-        let (kind, parameters): (u32, &[u32]) = match self {
-            Self::Source(Family::V4) => (PAYLOAD, &[IP, 11]),
-            Self::Destination(Family::V4) => (PAYLOAD, &[IP, 12]),
-            Self::Source(Family::V6) => (PAYLOAD, &[IP6, 8]),
-            Self::Destination(Family::V6) => (PAYLOAD, &[IP6, 9]),
-            Self::Port => (PAYLOAD, &[TRANSPORT, 2]),
-            Self::Protocol => (META, &[16]),
-            Self::Priority => (META, &[2]),
-            Self::Slot => (NUMGEN, &[1, 65_536, 0]),
-        };
-        let mut data = Vec::new();
-        for (index, parameter) in (0u8..).zip(parameters) {
-            put_userdata_u32(&mut data, index, *parameter);
-        }
-        typeof_expression(kind, &data)
-    }
 }
 
 impl Set {
@@ -193,7 +160,7 @@ impl Set {
             put(out, TIMEOUT, &(u64::from(seconds) * 1_000).to_be_bytes());
         }
         put_u32(out, ID, id);
-        put(out, USERDATA, &self.userdata());
+        put(out, USERDATA, &userdata::of(self));
     }
 
     fn has_concatenated_ranges(&self) -> bool {
@@ -223,31 +190,6 @@ impl Set {
         }
         flags
     }
-
-    /// `NFTNL_UDATA_SET_*`.
-    fn userdata(&self) -> Vec<u8> {
-        const KEY_BYTE_ORDER: u8 = 0;
-        const DATA_BYTE_ORDER: u8 = 1;
-        const KEY_TYPEOF: u8 = 3;
-        const DATA_TYPEOF: u8 = 4;
-        /// nft's kind of a verdict expression.
-        const VERDICT: u32 = 1;
-        let mut out = Vec::new();
-        put_userdata_u32(&mut out, KEY_BYTE_ORDER, byte_order(&self.key));
-        let data = match &self.data {
-            None => None,
-            Some(Data::Fields(data)) => Some((byte_order(data), typeof_fields(data))),
-            Some(Data::Verdict) => Some((0, typeof_expression(VERDICT, &[]))),
-        };
-        if let Some((byte_order, _)) = &data {
-            put_userdata_u32(&mut out, DATA_BYTE_ORDER, *byte_order);
-        }
-        put_userdata(&mut out, KEY_TYPEOF, &typeof_fields(&self.key));
-        if let Some((_, expression)) = &data {
-            put_userdata(&mut out, DATA_TYPEOF, expression);
-        }
-        out
-    }
 }
 
 /// `NFTA_SET_DESC_CONCAT`: a range in each field needs to know where fields begin.
@@ -275,52 +217,12 @@ fn length(fields: &[Field]) -> u32 {
     }
 }
 
-/// Only single fields have one; concatenations are 0, "invalid".
-fn byte_order(fields: &[Field]) -> u32 {
-    match fields {
-        [field] => field.byte_order(),
-        _ => 0,
-    }
-}
-
-fn typeof_fields(fields: &[Field]) -> Vec<u8> {
-    const CONCATENATION: u32 = 13;
-    match fields {
-        [field] => field.typeof_userdata(),
-        fields => {
-            let mut data = Vec::new();
-            for (index, field) in (0u8..).zip(fields) {
-                put_userdata(&mut data, index, &field.typeof_userdata());
-            }
-            typeof_expression(CONCATENATION, &data)
-        }
-    }
-}
-
-fn typeof_expression(kind: u32, data: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    put_userdata_u32(&mut out, 0, kind);
-    put_userdata(&mut out, 1, data);
-    out
-}
-
-/// libnftnl's own attributes: a byte of type, a byte of length, no padding, numbers in the machine's byte order.
-fn put_userdata(out: &mut Vec<u8>, kind: u8, data: &[u8]) {
-    out.push(kind);
-    out.push(u8::try_from(data.len()).unwrap_or(u8::MAX));
-    out.extend_from_slice(data);
-}
-
-fn put_userdata_u32(out: &mut Vec<u8>, kind: u8, number: u32) {
-    put_userdata(out, kind, &number.to_ne_bytes());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn userdata(set: &Set) -> String {
-        set.userdata().iter().map(|byte| format!("{byte:02x}")).collect()
+        super::userdata::of(set).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     // The numbers below are what `nft --debug=mnl` 1.0.6 shows for the declarations in the comments.

@@ -143,6 +143,34 @@ pub fn spawn(netns: &str, command: &[String], log: &Path) -> Result<Child> {
         .context("failed to run nsenter (apt-get install util-linux)")
 }
 
+/// The configuration of a kube-proxy in nftables mode that serves `node` and programs as fast as it can; `nftables` is the
+/// rest of what it says of that mode, as in `syncPeriod: 1h`.
+pub fn kube_proxy_config(kubeconfig: &Path, node: &str, cluster_cidr: &str, nftables: &str) -> String {
+    format!(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+clientConnection: {{kubeconfig: '{}', qps: 100, burst: 200}}
+mode: nftables
+detectLocalMode: ClusterCIDR
+clusterCIDR: '{cluster_cidr}'
+hostnameOverride: {node}
+healthzBindAddress: 127.0.0.1:10256
+metricsBindAddress: 127.0.0.1:10249
+nftables: {{minSyncPeriod: 10ms, {nftables}}}
+# The table's size is the whole machine's.
+conntrack: {{maxPerCore: 0, min: 0}}
+",
+        kubeconfig.display()
+    )
+}
+
+/// The end of a program's log.
+pub fn last_lines(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+}
+
 /// Folders of processes that died.
 fn remove_leftovers() -> Result<()> {
     let example = Layout::from_env(format!("{NAME}0").parse()?)?;

@@ -86,7 +86,10 @@ fn of_two_entries_that_want_one_address_the_first_has_it_and_the_other_inherits_
         let rest: Entries = [(key("b"), other)].into();
         turn(&mut programmer, &both, &rest);
         assert!(listing().contains("192.0.2.1 . tcp . 80 : c000:2 }"), "{}", listing());
-        assert!(programmer.is_programmed("192.0.2.1".parse().unwrap()));
+        assert!(
+            !programmer.external_addresses().contains("192.0.2.1".parse().unwrap()),
+            "as a cluster IP it counts not"
+        );
         turn(&mut programmer, &rest, &both);
         assert!(listing().contains("192.0.2.1 . tcp . 80 : c100:3 }"), "{}", listing());
     });

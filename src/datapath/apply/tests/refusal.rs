@@ -21,7 +21,7 @@ fn classes_that_are_not_used_any_more_are_taken_again() {
             rebuilds += u32::from(report.is_rebuilt);
         }
         assert_eq!(rebuilds, 1);
-        assert!(programmer.is_programmed("10.96.0.9".parse().unwrap()));
+        assert!(listing().contains("10.96.0.9 . tcp"));
         before.remove(&grows);
         turn(&mut programmer, &state, &before);
     });
@@ -44,7 +44,7 @@ fn a_service_for_whose_affinity_no_class_is_left_is_served_without_until_there_i
         let mut programmer = Programmer::new().unwrap();
         let expected = BTreeMap::from([(last.clone(), Quarantine::Exhausted(Exhausted::Affinity))]);
         assert_eq!(programmer.apply(&state, &Scope::All, &node()).unwrap().quarantined, expected);
-        assert!(programmer.is_programmed("10.96.8.1".parse().unwrap()));
+        assert!(listing().contains("10.96.8.1 . tcp"));
         let (gone, _) = state.pop_first().unwrap();
         let report = programmer.apply(&state, &Scope::Keys([gone].into()), &node()).unwrap();
         assert_eq!((report.is_rebuilt, report.quarantined), (false, expected));
@@ -88,8 +88,8 @@ fn an_entry_that_the_kernel_refuses_is_left_out_alone() {
         assert_eq!(report.quarantined.keys().collect::<Vec<_>>(), [&bad]);
         let reason = report.quarantined[&bad].to_string();
         assert!(reason.contains("elements of ip steelyard frontends: EINVAL"), "{reason}");
-        assert!(programmer.is_programmed("10.96.1.19".parse().unwrap()));
-        assert!(!programmer.is_programmed("fd00:10:96::7".parse().unwrap()));
+        assert!(listing().contains("10.96.1.19 . tcp"));
+        assert!(!listing().contains("fd00:10:96::7 . tcp"));
         // Others go on changing, and it comes back when it is changed.
         let good = key("good3");
         state.insert(good.clone(), entry(&[("10.96.1.3:80", INTERNAL)], "reject"));
@@ -98,6 +98,6 @@ fn an_entry_that_the_kernel_refuses_is_left_out_alone() {
         state.insert(bad.clone(), entry(&[("10.96.0.7:80", INTERNAL)], "reject"));
         let report = programmer.apply(&state, &Scope::Keys([bad].into()), &node()).unwrap();
         assert!(report.quarantined.is_empty());
-        assert!(programmer.is_programmed("10.96.0.7".parse().unwrap()));
+        assert!(listing().contains("10.96.0.7 . tcp"));
     });
 }

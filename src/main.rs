@@ -1,5 +1,6 @@
 //! Parses the command line, runs the sub-command, turns its error into an exit code.
 
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -13,5 +14,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run() -> ExitCode {
-    Cli::parse().run().await
+    // A box, or the program would have all of it several times: for each scheduler that there is in the runtime.
+    let run: Pin<Box<dyn Future<Output = ExitCode>>> = Box::pin(Cli::parse().run());
+    run.await
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -22,7 +22,7 @@ pub enum NameError {
 /// Text that its copies share: names stand in many places at once, and there are tens of thousands of them.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
-pub struct Text(Arc<str>);
+pub struct Text(ArcStr);
 
 impl Text {
     /// The text.
@@ -46,14 +46,14 @@ impl Texts {
 
     /// Drops those that nobody else holds any more.
     pub fn forget_unused(&mut self) {
-        self.0.retain(|text| Arc::strong_count(&text.0) > 1);
+        self.0.retain(|text| ArcStr::strong_count(&text.0).is_some_and(|count| count > 1));
     }
 }
 
 impl From<&str> for Text {
     fn from(text: &str) -> Self {
         // The empty text, the name of most ports, takes no memory.
-        Self(if text.is_empty() { Arc::default() } else { text.into() })
+        Self(text.into())
     }
 }
 
@@ -65,7 +65,7 @@ impl From<String> for Text {
 
 impl From<Text> for String {
     fn from(text: Text) -> Self {
-        (*text.0).to_owned()
+        text.as_str().to_owned()
     }
 }
 

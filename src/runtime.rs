@@ -17,5 +17,6 @@ pub mod service_proxy;
 pub mod shutdown;
 pub mod sysctls;
 pub mod telemetry;
+pub mod unread;
 pub mod watch;
 pub mod watch_one;

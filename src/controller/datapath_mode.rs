@@ -135,18 +135,17 @@ impl Arbiter {
     }
 
     async fn evidence(&self, agents: Option<&DaemonSet>) -> Result<Evidence, kube::Error> {
-        let announcements: Api<NodeAnnouncement> = Api::all(self.client.clone());
         let report = |object: NodeAnnouncement| {
             let proxy = object.status?.service_proxy?;
             Some((NodeName::new(object.metadata.name?), proxy.detected.then_some(proxy.evidence)))
         };
         let mut reports = BTreeMap::new();
-        pages::each(&announcements, ListParams::default(), |object| reports.extend(report(object))).await?;
+        let (client, any) = (|| self.client.clone(), ListParams::default);
+        pages::each(client(), None, any(), |object| reports.extend(report(object))).await?;
         let expected = agents.and_then(|agents| usize::try_from(agents.status.as_ref()?.desired_number_scheduled).ok());
-        let daemon_sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), KUBE_SYSTEM);
         let mut proxies = Vec::new();
-        pages::each(&daemon_sets, ListParams::default(), |object| proxies.extend(Some(object).filter(is_kube_proxy)))
-            .await?;
+        let take = |object| proxies.extend(Some(object).filter(is_kube_proxy));
+        pages::each(client(), Some(KUBE_SYSTEM), any(), take).await?;
         Ok(Evidence {
             daemon_set: proxies.first().map(|daemon_set| format!("{KUBE_SYSTEM}/{}", daemon_set.name_any())),
             agents: reports,

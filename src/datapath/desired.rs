@@ -15,7 +15,7 @@ use super::entry::{EntryKey, ForwardingEntry, NodeForwarding};
 use super::index::{Changes, Index};
 use super::service::ForwardedService;
 use super::settings::Settings;
-use crate::model::flat::{pack, pack_set};
+use crate::model::flat::{fill, pack, pack_set};
 use crate::model::node::Node;
 use crate::model::{Family, Protocol};
 use crate::names::{PortName, ServiceKey, ServicePortKey};
@@ -125,11 +125,17 @@ impl Desired {
             let service = service.filter(|service| service.is_proxied);
             concerned.extend(self.claim(key, service, &mut update));
         }
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
         for key in &concerned {
             let wishes =
                 index.service(key).map(|service| entries_of(service, index.slices_of(key), node)).unwrap_or_default();
-            self.settle(key, wishes, &mut update);
+            self.settle(key, wishes, &mut gone, &mut new);
         }
+        for key in &gone {
+            self.entries.remove(key);
+        }
+        update.entries = gone.into_iter().chain(new.iter().map(|(key, _)| key.clone())).collect();
+        fill(&mut self.entries, new);
         update
     }
 
@@ -177,8 +183,15 @@ impl Desired {
         self.owners.replace(key, claims)
     }
 
-    /// Makes a Service's entries those that it wishes, without the frontends that another owns.
-    fn settle(&mut self, service: &ServiceKey, mut wanted: BTreeMap<EntryKey, ForwardingEntry>, update: &mut Update) {
+    /// Tells which of a Service's entries go and which come or change for it to have those that it wishes, without the
+    /// frontends that another owns.
+    fn settle(
+        &self,
+        service: &ServiceKey,
+        mut wanted: BTreeMap<EntryKey, ForwardingEntry>,
+        gone: &mut Vec<EntryKey>,
+        new: &mut Vec<(EntryKey, ForwardingEntry)>,
+    ) {
         wanted.retain(|key, entry| {
             entry.frontends.retain(|frontend, _| {
                 let frontend = FrontendKey { family: key.family, protocol: key.port.protocol, frontend: *frontend };
@@ -186,18 +199,8 @@ impl Desired {
             });
             !entry.frontends.is_empty()
         });
-        let gone: Vec<EntryKey> =
-            self.entries_of(service).filter(|(key, _)| !wanted.contains_key(key)).map(|(key, _)| key.clone()).collect();
-        for key in gone {
-            self.entries.remove(&key);
-            update.entries.insert(key);
-        }
-        for (key, entry) in wanted {
-            if self.entries.get(&key) != Some(&entry) {
-                self.entries.insert(key.clone(), entry);
-                update.entries.insert(key);
-            }
-        }
+        gone.extend(self.entries_of(service).map(|(key, _)| key).filter(|key| !wanted.contains_key(key)).cloned());
+        new.extend(wanted.into_iter().filter(|(key, entry)| self.entries.get(key) != Some(entry)));
     }
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::service::ForwardedService;
 use crate::model::endpoints::{EndpointSlice, SliceKey};
-use crate::model::flat::pack;
+use crate::model::flat::{fill, pack};
 use crate::model::node::Node;
 use crate::names::{NodeName, ServiceKey, Texts};
 
@@ -103,13 +103,20 @@ impl Index {
 
     /// Sees a Service that is new or changed.
     pub fn apply_service(&mut self, service: impl Into<ForwardedService>) {
-        let mut service = service.into();
-        if self.service(&service.key) != Some(&service) {
-            self.texts.share(&mut service.key.namespace);
-            service.ports.iter_mut().for_each(|port| port.name.share(&mut self.texts));
-            self.changes.services.insert(service.key.clone());
-            self.services.insert(service.key.clone(), Box::new(service));
+        if let Some((key, service)) = self.new_service(service.into()) {
+            self.changes.services.insert(key.clone());
+            self.services.insert(key, service);
         }
+    }
+
+    /// A Service as it is to be remembered, if it is not that already.
+    fn new_service(&mut self, mut service: ForwardedService) -> Option<(ServiceKey, Box<ForwardedService>)> {
+        if self.service(&service.key) == Some(&service) {
+            return None;
+        }
+        self.texts.share(&mut service.key.namespace);
+        service.ports.iter_mut().for_each(|port| port.name.share(&mut self.texts));
+        Some((service.key.clone(), Box::new(service)))
     }
 
     /// Sees that a Service is gone.
@@ -122,11 +129,14 @@ impl Index {
     /// Sees a whole list of Services: those that are not in it are gone.
     pub fn replace_services(&mut self, services: impl IntoIterator<Item = impl Into<ForwardedService>>) {
         let mut gone: BTreeSet<ServiceKey> = self.services.keys().cloned().collect();
+        let mut new = Vec::new();
         for service in services {
             let service = service.into();
             gone.remove(&service.key);
-            self.apply_service(service);
+            new.extend(self.new_service(service));
         }
+        self.changes.services.extend(new.iter().map(|(key, _)| key.clone()));
+        fill(&mut self.services, new);
         for key in gone {
             self.remove_service(&key);
         }
@@ -197,6 +207,9 @@ impl Index {
 
     /// Sees a whole list of slices: those that are not in it are gone.
     pub fn replace_slices(&mut self, slices: impl IntoIterator<Item = EndpointSlice>) {
+        if self.service_of_slice.is_empty() {
+            return self.see_first_slices(slices);
+        }
         let mut gone: BTreeSet<SliceKey> = self.service_of_slice.keys().cloned().collect();
         for slice in slices {
             gone.remove(&slice.key);
@@ -205,6 +218,28 @@ impl Index {
         for key in gone {
             self.remove_slice(&key);
         }
+    }
+
+    /// As [`Self::replace_slices`] where there is none yet.
+    fn see_first_slices(&mut self, slices: impl IntoIterator<Item = EndpointSlice>) {
+        let mut slices: Vec<EndpointSlice> = slices.into_iter().collect();
+        slices.iter_mut().for_each(|slice| self.share_names(slice));
+        // A name stands once in a list.
+        slices.sort_by(|one, other| (&one.service, &one.key.name).cmp(&(&other.service, &other.key.name)));
+        let services = slices.iter().map(|slice| (slice.key.clone(), slice.service.clone())).collect();
+        fill(&mut self.service_of_slice, services);
+        let mut of_services: Vec<(ServiceKey, Vec<EndpointSlice>)> = Vec::new();
+        for slice in slices {
+            match of_services.last_mut() {
+                Some((service, slices)) if *service == slice.service => {
+                    slices.reserve_exact(1);
+                    slices.push(slice);
+                }
+                Some(_) | None => of_services.push((slice.service.clone(), vec![slice])),
+            }
+        }
+        self.changes.services.extend(of_services.iter().map(|(service, _)| service.clone()));
+        fill(&mut self.slices, of_services);
     }
 
     /// Sees this node. Its name, zone and addresses decide about every Service; the rest only about all of them at once.

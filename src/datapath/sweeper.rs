@@ -21,11 +21,14 @@ use super::entry::Frontend;
 use super::looks::{Looks, RETRY};
 use crate::model::{Family, Protocol};
 use crate::netlink::ctnetlink::{Conntrack, ConntrackError, Entry, Filter};
+use crate::runtime::heap;
 use crate::runtime::telemetry::chain;
 
 /// Each question takes the kernel a walk through its table, some 10 ms where that has 262,144 buckets: as long as it takes
 /// to tell of this many entries.
 const WALK: usize = 10_000;
+/// A look at this many frontends leaves memory to give back.
+const MANY: usize = 1_000;
 /// Entries deleted at once.
 const BATCH: usize = 500;
 
@@ -65,6 +68,10 @@ impl Sweeper {
                 Err(_) => waiting.failed(view.is_whole, words, Instant::now()),
             });
             broom.tell(result);
+            if view.fates.len() >= MANY {
+                drop(view);
+                heap::trim();
+            }
         });
         Ok(Self { aside: aside.map_err(ConntrackError::Open)? })
     }

@@ -61,10 +61,17 @@ pub struct SliceEndpoint {
     pub conditions: Conditions,
     /// Where it runs; an endpoint without a node counts as remote.
     pub node: Option<NodeName>,
+    /// For whom it is meant, if that is said. Most have none, and there are many of them.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// `hints` of an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
     /// `hints.forZones`.
-    pub zone_hints: FlatSet<ZoneName>,
+    pub zones: FlatSet<ZoneName>,
     /// `hints.forNodes`.
-    pub node_hints: FlatSet<NodeName>,
+    pub nodes: FlatSet<NodeName>,
 }
 
 /// An EndpointSlice that can be used.
@@ -104,12 +111,13 @@ impl EndpointSlice {
     pub fn endpoints_of(&self, port: &PortName, protocol: Protocol) -> impl Iterator<Item = Endpoint> + '_ {
         let number = self.ports.get(&(port.clone(), protocol)).copied();
         self.endpoints.iter().filter_map(move |endpoint| {
+            let hints = endpoint.hints.as_deref().cloned().unwrap_or_default();
             Some(Endpoint {
                 address: SocketAddr::new(endpoint.address, number?.get()),
                 conditions: endpoint.conditions,
                 node: endpoint.node.clone(),
-                zone_hints: endpoint.zone_hints.clone(),
-                node_hints: endpoint.node_hints.clone(),
+                zone_hints: hints.zones,
+                node_hints: hints.nodes,
             })
         })
     }
@@ -158,7 +166,6 @@ fn slice_endpoint(endpoint: &discovery::Endpoint, family: Family) -> Option<Slic
     }
     let conditions = endpoint.conditions.as_ref();
     let is_ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-    let hints = endpoint.hints.as_ref();
     Some(SliceEndpoint {
         address,
         conditions: Conditions {
@@ -167,19 +174,14 @@ fn slice_endpoint(endpoint: &discovery::Endpoint, family: Family) -> Option<Slic
             is_terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         },
         node: endpoint.node_name.as_deref().map(NodeName::new),
-        zone_hints: hints
-            .and_then(|hints| hints.for_zones.as_deref())
-            .unwrap_or_default()
-            .iter()
-            .map(|zone| ZoneName::new(zone.name.as_str()))
-            .collect(),
-        node_hints: hints
-            .and_then(|hints| hints.for_nodes.as_deref())
-            .unwrap_or_default()
-            .iter()
-            .map(|node| NodeName::new(node.name.as_str()))
-            .collect(),
+        hints: endpoint.hints.as_ref().and_then(hints),
     })
+}
+
+fn hints(hints: &discovery::EndpointHints) -> Option<Box<Hints>> {
+    let zones: FlatSet<_> = hints.for_zones.iter().flatten().map(|zone| ZoneName::new(zone.name.as_str())).collect();
+    let nodes: FlatSet<_> = hints.for_nodes.iter().flatten().map(|node| NodeName::new(node.name.as_str())).collect();
+    (!zones.is_empty() || !nodes.is_empty()).then(|| Box::new(Hints { zones, nodes }))
 }
 
 #[cfg(test)]

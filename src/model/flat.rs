@@ -19,6 +19,16 @@ pub fn pack<K: Ord, V>(tree: &mut BTreeMap<K, V>) {
     *tree = std::mem::take(tree).into_iter().collect();
 }
 
+/// Gives keys their values. A tree that is empty is made of all of them at once, in as few nodes as it needs: many small
+/// allocations that come between its nodes would keep what [`pack`] gives back.
+pub fn fill<K: Ord, V>(tree: &mut BTreeMap<K, V>, pairs: Vec<(K, V)>) {
+    if tree.is_empty() {
+        *tree = pairs.into_iter().collect();
+    } else {
+        tree.extend(pairs);
+    }
+}
+
 /// As [`pack`].
 pub fn pack_set<T: Ord>(tree: &mut BTreeSet<T>) {
     *tree = std::mem::take(tree).into_iter().collect();

@@ -1,10 +1,11 @@
 //! Lists of the API page by page: no answer grows with the cluster.
 
-use std::fmt::Debug;
-
-use kube::Api;
 use kube::api::ListParams;
-use serde::de::DeserializeOwned;
+use kube::core::ApiResource;
+use kube::{Api, Client, Resource};
+use serde::de::{DeserializeOwned, Error as _};
+
+use super::unread::Unread;
 
 /// How many objects one page has.
 const PAGE: u32 = 500;
@@ -12,15 +13,27 @@ const PAGE: u32 = 500;
 /// Hands out each object of a list.
 ///
 /// # Errors
-/// When a page cannot be had; some objects may have been handed out by then.
-pub async fn each<K>(api: &Api<K>, parameters: ListParams, mut take: impl FnMut(K)) -> Result<(), kube::Error>
+/// When a page cannot be had, or an object in it not be read; some objects may have been handed out by then.
+pub async fn each<K>(
+    client: Client,
+    namespace: Option<&str>,
+    parameters: ListParams,
+    mut take: impl FnMut(K),
+) -> Result<(), kube::Error>
 where
-    K: Clone + Debug + DeserializeOwned,
+    K: Resource<DynamicType = ()> + DeserializeOwned,
 {
+    let kind = ApiResource::erase::<K>(&());
+    let api: Api<Unread> = match namespace {
+        Some(namespace) => Api::namespaced_with(client, namespace, &kind),
+        None => Api::all_with(client, &kind),
+    };
     let mut parameters = parameters.limit(PAGE);
     loop {
         let page = api.list(&parameters).await?;
-        page.items.into_iter().for_each(&mut take);
+        for object in page.items {
+            take(object.read().0.map_err(|error| kube::Error::SerdeError(serde_json::Error::custom(error)))?);
+        }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => parameters = parameters.continue_token(&token),
             None => return Ok(()),
@@ -77,8 +90,8 @@ mod tests {
         let asked = Arc::<Mutex<Vec<String>>>::default();
         let client = api_server(Arc::clone(&asked)).await;
         let mut names = Vec::new();
-        let api: Api<ConfigMap> = Api::namespaced(client, "ns");
-        each(&api, ListParams::default(), |object| names.push(object.name_any())).await.unwrap();
+        let take = |object: ConfigMap| names.push(object.name_any());
+        each(client, Some("ns"), ListParams::default(), take).await.unwrap();
         assert_eq!(names, ["c0", "c1", "c2", "c3", "c4"]);
         let asked = asked.lock().unwrap();
         assert_eq!(asked.len(), 3, "{asked:?}");

@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::DeserializeGuard;
+use kube::core::{ApiResource, DeserializeGuard};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::watcher::{self, watcher};
@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 pub use self::wire::{Wire, WireError};
 use super::telemetry::chain;
+use super::unread::Unread;
 
 /// The first pause after a watch broke; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -95,13 +96,18 @@ pub async fn forward<K>(client: Client, config: watcher::Config, mut sinks: Vec<
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let config = config.timeout(WATCH_SECONDS);
-    let api: Api<K> = Api::all(client.clone());
-    if follow(api, config.clone(), |object| DeserializeGuard(Ok(object)), &mut sinks).await == End::CannotDecode {
-        // One object that cannot be decoded spoils the list that it is in. To read each with care costs several times as
-        // much, and no API server sends such objects of the kinds that it knows.
-        let api: Api<DeserializeGuard<K>> = Api::all(client);
-        follow(api, config, |object| object, &mut sinks).await;
+    let kind = ApiResource::erase::<K>(&());
+    let api: Api<Unread> = Api::all_with(client, &kind);
+    let mut events = std::pin::pin!(watcher(api, config.timeout(WATCH_SECONDS)).backoff(pauses()));
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                if !tell(&mut sinks, &read_event(event)).await {
+                    return;
+                }
+            }
+            Err(error) => tracing::warn!(kind = kind.kind, error = chain(&error), "watch broke, trying again"),
+        }
     }
 }
 
@@ -122,44 +128,8 @@ where
 enum End {
     /// A sink is gone.
     NobodyListens,
-    /// An object cannot be decoded, and which one is not known.
-    CannotDecode,
     /// Everything has to be listed again.
     Lost,
-}
-
-/// Follows kube's stream of events.
-async fn follow<O, K>(
-    api: Api<O>,
-    config: watcher::Config,
-    guard: impl Fn(O) -> DeserializeGuard<K>,
-    sinks: &mut [Box<dyn Sink<K>>],
-) -> End
-where
-    O: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    K: Resource<DynamicType = ()>,
-{
-    let kind = K::kind(&());
-    let mut events = std::pin::pin!(watcher(api, config).backoff(pauses()));
-    while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => guarded(event, &guard),
-            Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchFailed(error))
-                if is_undecodable(&error) =>
-            {
-                tracing::warn!(%kind, error = chain(&error), "an object cannot be decoded, reading each with care");
-                return End::CannotDecode;
-            }
-            Err(error) => {
-                tracing::warn!(%kind, error = chain(&error), "watch broke, trying again");
-                continue;
-            }
-        };
-        if !tell(sinks, &event).await {
-            break;
-        }
-    }
-    End::NobodyListens
 }
 
 /// Whether an answer, or an event of a watch, could not be decoded. What kube cannot read as an event it takes for a refusal
@@ -168,12 +138,15 @@ fn is_undecodable(error: &kube::Error) -> bool {
     matches!(error, kube::Error::SerdeError(_)) || matches!(error, kube::Error::Api(status) if status.code == 0)
 }
 
-fn guarded<O, K>(event: watcher::Event<O>, guard: impl Fn(O) -> DeserializeGuard<K>) -> RawEvent<K> {
+fn read_event<K>(event: watcher::Event<Unread>) -> RawEvent<K>
+where
+    K: Resource + DeserializeOwned,
+{
     match event {
-        watcher::Event::Apply(object) => watcher::Event::Apply(guard(object)),
-        watcher::Event::Delete(object) => watcher::Event::Delete(guard(object)),
+        watcher::Event::Apply(object) => watcher::Event::Apply(object.read()),
+        watcher::Event::Delete(object) => watcher::Event::Delete(object.read()),
         watcher::Event::Init => watcher::Event::Init,
-        watcher::Event::InitApply(object) => watcher::Event::InitApply(guard(object)),
+        watcher::Event::InitApply(object) => watcher::Event::InitApply(object.read()),
         watcher::Event::InitDone => watcher::Event::InitDone,
     }
 }

@@ -22,7 +22,6 @@ pub(super) type Known = Option<Option<Decision>>;
 
 /// Follows the ConfigMap for as long as anybody listens.
 pub(super) async fn follow(client: Client, namespace: String, name: String, known: watch::Sender<Known>) {
-    let config_maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
     let tell = |object: Option<ConfigMap>| {
         let decision = object.and_then(|object| Decision::read(&object.data.unwrap_or_default()));
         known.send_if_modified(|known| {
@@ -32,7 +31,7 @@ pub(super) async fn follow(client: Client, namespace: String, name: String, know
         });
         !known.is_closed()
     };
-    follow_one(config_maps, &name, tell).await;
+    follow_one(client, &namespace, &name, tell).await;
 }
 
 /// Waits for a decision; nothing if shutdown comes first. While there is none this agent tells what it sees on its node,

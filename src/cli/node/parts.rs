@@ -2,13 +2,37 @@
 
 use std::collections::BTreeSet;
 
-use tokio::task::JoinSet;
+use futures::future::BoxFuture;
+use tokio::task::{JoinError, JoinSet};
 
 use super::NodeError;
 use crate::runtime::shutdown::Shutdown;
 
-/// The parts of the agent; each ends with its name.
-pub(super) type Parts = JoinSet<Result<&'static str, NodeError>>;
+/// How a part ends: with its name.
+type Ended = Result<&'static str, NodeError>;
+
+/// The parts of the agent.
+#[derive(Default)]
+pub(super) struct Parts(JoinSet<Ended>);
+
+impl Parts {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts one.
+    pub(super) fn spawn(&mut self, part: impl Future<Output = Ended> + Send + 'static) {
+        // A box, or the program would have each part several times: for each scheduler that there is in the runtime.
+        let part: BoxFuture<'static, Ended> = Box::pin(part);
+        self.0.spawn(part);
+    }
+
+    /// Waits for the next that ends.
+    pub(super) async fn join_next(&mut self) -> Option<Result<Ended, JoinError>> {
+        self.0.join_next().await
+    }
+}
 
 /// A part that ends with its name.
 pub(super) async fn ends(part: impl Future<Output = ()>, name: &'static str) -> Result<&'static str, NodeError> {

@@ -1,13 +1,11 @@
 //! Reads objects from the API.
 
-use std::fmt::Debug;
-
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use kube::api::ListParams;
-use kube::{Api, Client, Resource};
+use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
@@ -45,9 +43,8 @@ pub(super) async fn read(client: &Client) -> Result<Objects, ListError> {
 
 async fn list<K>(client: &Client, parameters: ListParams, take: impl FnMut(K)) -> Result<(), ListError>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    K: Resource<DynamicType = ()> + DeserializeOwned,
 {
-    let api: Api<K> = Api::all(client.clone());
     let failed = |source| ListError { kind: K::plural(&()).into_owned(), source };
-    pages::each(&api, parameters, take).await.map_err(failed)
+    pages::each(client.clone(), None, parameters, take).await.map_err(failed)
 }

@@ -15,7 +15,7 @@ use crate::datapath::nft::elements::{Element, SharedKey};
 use crate::datapath::nft::ids::{Class, Exhausted, Ids};
 use crate::datapath::nft::sizes::Rooms;
 use crate::model::Family;
-use crate::model::flat::{pack, pack_set};
+use crate::model::flat::{fill, pack, pack_set};
 use crate::model::service::TrafficPolicy;
 
 /// What is believed to be in a table.
@@ -101,6 +101,7 @@ impl TableBelief {
         let mut difference = Difference::default();
         let found = self.found.take().map(|found| found.elements);
         self.undo = (self.exists && found.is_none()).then(|| Undo::new(&self.classes, self.rooms));
+        let mut entries = Vec::new();
         for key in changed {
             let entry = wanted(key);
             let before = self.entries.remove(key).unwrap_or_default();
@@ -125,9 +126,10 @@ impl TableBelief {
                 }
             }
             if !after.is_empty() {
-                self.entries.insert(key.clone(), after.into());
+                entries.push((key.clone(), after.into()));
             }
         }
+        fill(&mut self.entries, entries);
         self.update_node(family, node, &mut difference);
         for (key, before) in std::mem::take(&mut difference.shared) {
             let after = self.effective(key);

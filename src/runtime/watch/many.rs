@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::{AsyncBufReadExt, StreamExt};
 use kube::api::{ListParams, VersionMatch, WatchEvent, WatchParams};
-use kube::core::{DeserializeGuard, Request, Status};
+use kube::core::{ApiResource, DeserializeGuard, Request, Status};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -20,6 +20,7 @@ use super::list::{Incoming, ListError, MAGIC};
 use super::wire::{Wire, messages};
 use super::{End, FIRST_PAUSE, LONGEST_PAUSE, LONGEST_SILENCE, Sink, WATCH_SECONDS, is_undecodable, pauses, tell};
 use crate::runtime::telemetry::chain;
+use crate::runtime::unread::Unread;
 
 /// What the API server is asked for.
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
@@ -69,7 +70,7 @@ where
             }
         }
     };
-    let api: Api<K> = Api::all(client.clone());
+    let api: Api<Unread> = Api::all_with(client.clone(), &ApiResource::erase::<K>(&()));
     let params = WatchParams {
         label_selector: config.label_selector.clone(),
         field_selector: config.field_selector.clone(),
@@ -168,15 +169,15 @@ enum WatchEnd {
 enum WatchError {
     #[error("the API server refuses it")]
     Refused(#[source] kube::Error),
-    #[error("an object cannot be decoded")]
-    Object(#[source] kube::Error),
+    #[error("an event cannot be decoded")]
+    Event(#[source] kube::Error),
     #[error("an event has no version")]
     NoVersion,
 }
 
 /// One watch from a version on, until the server ends it or nothing comes any more.
 async fn watch<K>(
-    api: &Api<K>,
+    api: &Api<Unread>,
     params: &WatchParams,
     version: &mut String,
     pauses: &mut impl Backoff,
@@ -193,11 +194,11 @@ where
         let event = match event.map_err(broken)? {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 follow_version(version, object.resource_version())?;
-                watcher::Event::Apply(DeserializeGuard(Ok(object)))
+                watcher::Event::Apply(object.read())
             }
             WatchEvent::Deleted(object) => {
                 follow_version(version, object.resource_version())?;
-                watcher::Event::Delete(DeserializeGuard(Ok(object)))
+                watcher::Event::Delete(object.read())
             }
             WatchEvent::Bookmark(bookmark) => {
                 follow_version(version, Some(bookmark.metadata.resource_version))?;
@@ -225,7 +226,7 @@ fn not_begun(error: kube::Error) -> WatchEnd {
 
 fn broken(error: kube::Error) -> WatchEnd {
     if is_undecodable(&error) {
-        WatchEnd::Lost(WatchError::Object(error))
+        WatchEnd::Lost(WatchError::Event(error))
     } else if let kube::Error::Api(_) = &error {
         WatchEnd::Lost(WatchError::Refused(error))
     } else {

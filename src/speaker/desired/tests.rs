@@ -73,8 +73,7 @@ fn slice(name: &str, service: &str, family: Family, endpoints: &[(&str, Conditio
         address: "10.0.0.1".parse().unwrap(),
         conditions: *conditions,
         node: (!node.is_empty()).then(|| NodeName::new(*node)),
-        zone_hints: Default::default(),
-        node_hints: Default::default(),
+        hints: None,
     };
     UsableEndpoints::from(&EndpointSlice {
         key: SliceKey { namespace: "default".into(), name: name.into() },

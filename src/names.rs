@@ -1,5 +1,6 @@
 //! Identifiers, one type each, so that no two can be swapped.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
@@ -20,9 +21,23 @@ pub enum NameError {
 }
 
 /// Text that its copies share: names stand in many places at once, and there are tens of thousands of them.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct Text(ArcStr);
+
+/// Of two that share their text it is not read: that is most of what finding a Service among many takes, since all those of
+/// a namespace have its name.
+impl Ord for Text {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if ArcStr::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.as_str().cmp(other.as_str()) }
+    }
+}
+
+impl PartialOrd for Text {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl Text {
     /// The text.

@@ -187,8 +187,8 @@ fn foreign_changes_are_repaired_at_once_at_1000_services() {
             times.push((repaired - done, act));
             // The turn ends after its transaction.
             stage.wait_for_state(&expected, act);
-            // Who fights us has to wait; here it is a new rival each time.
-            thread::park_timeout(crate::datapath::repairs::REFILL);
+            // Who fights us has to wait, the longer the longer a repair takes; here it is a new rival each time.
+            thread::park_timeout(crate::datapath::repairs::REFILL.max((repaired - done) * 5));
         }
         times.sort_unstable();
         let (median, (worst, act)) = (times[times.len() / 2].0, times[times.len() - 1]);

@@ -39,7 +39,8 @@ fn changes_of_links_addresses_and_routes_are_seen() {
 
     pair.client.ip(&format!("link set {INTERFACE} down"));
     let took = wait(LIMIT, "lost carrier", || !link(&links, INTERFACE).unwrap().has_carrier);
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    // The kernel itself tells of carriers no more often than once a second, those of the whole machine together.
+    assert!(took < Duration::from_millis(1500), "{took:?}");
     pair.client.ip(&format!("link set {INTERFACE} up"));
     wait(LIMIT, "carrier", || link(&links, INTERFACE).unwrap().has_carrier);
 

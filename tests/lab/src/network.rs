@@ -11,12 +11,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::layout::{Layout, Member, pods_v4, pods_v6};
 use crate::netns;
 use crate::run::{run, run_with_input};
+use crate::wait::wait;
 
 /// The bridge in the fabric's namespace; its ports are named after the members.
 const BRIDGE: &str = "segment";
@@ -78,7 +80,13 @@ pub(crate) fn set_forwarding(layout: &Layout, member: Member, forwarding: bool) 
     // 0 is disabled, 3 is forwarding. `ip link set … type bridge_slave state 0` has no effect.
     let state = if forwarding { "3" } else { "0" };
     let (fabric, port) = (layout.fabric(), member.to_string());
-    run(Command::new("bridge").args(["-n", &fabric, "link", "set", "dev", &port, "state", state])).map(drop)
+    let set = || run(Command::new("bridge").args(["-n", &fabric, "link", "set", "dev", &port, "state", state]));
+    if !forwarding {
+        return set().map(drop);
+    }
+    // A port that has just got its cable back is down for the bridge until the kernel has looked at its carrier, which it does
+    // once a second while many links change.
+    wait("the bridge to take the port up", Duration::from_secs(5), || set().map(Some)).map(drop)
 }
 
 /// What the bridge says of a member's port: `(up, forwarding)`.

@@ -15,7 +15,7 @@
 //! put there behind the translation (filter prerouting and output, -99), known by the memory beside the id in the priority.
 //!
 //! Hooks of type nat are called for the first packet of a connection alone: all others pay for the two filter chains that
-//! remember, one comparison each. Whatever is rejected or dropped here never becomes a connection, so the next try comes here too.
+//! remember, one comparison each, and where invalid packets are dropped for that question. Whatever is rejected or dropped here never becomes a connection, so the next try comes here too.
 //!
 //! What one lookup finds goes to the next in the packet's `meta priority`, which is nobody's to read in between. It is set
 //! back to 0 in nat postrouting, for all that leave the node or go over its loopback. A packet that is delivered here, to

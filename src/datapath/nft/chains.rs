@@ -4,8 +4,8 @@
 //! keep their endpoint for T seconds `stickyN_T` and `learnT`. Names must not be words of nft's grammar, or its listing does not load again.
 
 mod affinity;
-mod filter;
-mod nat;
+mod dialled;
+mod translation;
 
 use super::classes::Purpose;
 use super::elements::echo_protocol;
@@ -151,7 +151,7 @@ const fn destination_port(to: Register) -> Expression {
     Expression::Payload { header: Header::Transport, offset: 2, length: 2, to }
 }
 
-/// The rules of one family: what all need here, those of the filter chains and of the others each in a file.
+/// The rules of one family: what all need here; those for what was dialled, for translation and for affinity each in a file.
 struct RulesOf {
     family: Family,
 }
